@@ -1,0 +1,65 @@
+# The first call of a target makes its environment; later calls reuse it until a file it was
+# installed from changes.
+PYTHON ?= python3
+
+VENV := .venv
+REFERENCE_VENV := .venv-reference
+INSTALLED_FROM := setup.cfg pyproject.toml constraints.txt
+# A comma inside an argument of $(call).
+, := ,
+
+PYTHON_FITS = import sys; print("yes" if (3, 10) <= sys.version_info[:2] <= (3, 12) else "")
+BAD_PYTHON = $(PYTHON) is not a Python 3.10, 3.11 or 3.12 (found: \
+  $(or $(shell $(PYTHON) --version 2>&1 | head -n 1),nothing)); name one, for example: \
+  make $(MAKECMDGOALS) PYTHON=python3.11
+
+# $(call install,environment,extras). A venv whose creation was cut short has no pip.
+define install
+$(if $(shell $(PYTHON) -c '$(PYTHON_FITS)' 2>/dev/null),,$(error $(BAD_PYTHON)))
+@test -x $(1)/bin/pip || $(PYTHON) -m venv --clear $(1)
+@echo "Installing .[$(2)] into $(1) (TensorFlow and PyTorch: minutes, the first time)"
+$(1)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(2)]'
+@touch $@
+endef
+
+.PHONY: help demo test test-reference lint clean
+
+help:
+	@echo "make demo            convert the sample model and compare both sides"
+	@echo "make test            linters, types and the tests that need no tf-models-official"
+	@echo "make test-reference  the tests against the authors' code"
+	@echo "make lint            linters and types only"
+	@echo "make clean           remove environments, builds and caches"
+
+$(VENV)/.installed-tf: $(INSTALLED_FROM)
+	$(call install,$(VENV),tf)
+
+$(VENV)/.installed-dev: $(VENV)/.installed-tf
+	$(call install,$(VENV),tf$(,)dev)
+
+# Apart, because tf-models-official brings some fifty packages that nothing else needs.
+$(REFERENCE_VENV)/.installed: $(INSTALLED_FROM)
+	$(call install,$(REFERENCE_VENV),tf$(,)dev$(,)reference)
+
+demo: $(VENV)/.installed-tf
+	@mkdir -p build
+	$(VENV)/bin/movinet-port convert --hub-url weights/samples/movinet_mini_stream.tar.gz \
+	  -o build/movinet_mini_stream.pt
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test test-reference: export TF_USE_LEGACY_KERAS = 1
+test test-reference: export TF_CPP_MIN_LOG_LEVEL = 3
+
+test: lint
+	$(VENV)/bin/python -m pytest -m "not reference"
+
+test-reference: $(REFERENCE_VENV)/.installed
+	$(REFERENCE_VENV)/bin/python -m pytest -m reference
+
+clean:
+	rm -rf $(VENV) $(REFERENCE_VENV) build dist *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

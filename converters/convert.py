@@ -1,0 +1,237 @@
+"""From a source to a checkpoint: recognise it, fill every parameter, verify the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import movinet_port
+from converters import names
+from converters.deviations import era
+from converters.errors import ConversionError
+from converters.evidence import GraphEvidence
+from converters.graph import load_graph
+from converters.recognise import Finding, Located, locate_variables, recognise
+from converters.sources import Source, open_source
+from converters.tensorflow import import_tensorflow
+from converters.variables import read_variables
+from converters.verify import Verification, verify_saved_model
+from movinet_port.checkpoint import Checkpoint, listing
+from movinet_port.model import MoViNet
+from movinet_port.spec import ModelSpec
+
+# Called with what is being done; the command line shows it.
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A converted source.
+
+    Attributes:
+        checkpoint: what `movinet_port.save` writes.
+        findings: what was recognised, and whether it was read or assumed.
+        era: which era of the authors' code the network is from, as `deviations.era` says.
+        used: variables of the source that fill the network.
+        outside: variables of the source that are no part of the network.
+        verification: the comparison of both sides; None if there was none.
+    """
+
+    checkpoint: Checkpoint
+    findings: tuple[Finding, ...]
+    era: int
+    used: tuple[str, ...]
+    outside: tuple[str, ...]
+    verification: Verification | None
+
+
+def convert(source: str | os.PathLike[str], **options: Any) -> Checkpoint:
+    """Convert a source and return its checkpoint; the arguments are `convert_source`'s."""
+    return convert_source(source, **options).checkpoint
+
+
+def convert_source(
+    source: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    mode: str | None = None,
+    verify: bool = True,
+    progress: Progress = lambda activity: None,
+    **given: Any,
+) -> Conversion:
+    """Convert a MoViNet of TensorFlow's.
+
+    Args:
+        source: a TF Hub or Kaggle handle, an URL of a tar.gz, a SavedModel's folder, a tar.gz, or
+            a TF2 object-graph checkpoint.
+        model: "a0" to "a5" or "t0": fail if the source is another network.
+        mode: "base" or "stream": fail if the source is the other one.
+        verify: run both sides on a random clip and compare, where the source has a graph.
+        progress: called with a line of text when a step begins.
+        **given: fields of `ModelSpec` that weights cannot tell (``gate``, ``causal_padding``,
+            ``activation``, ``se_type``, ``causal``, ``norm_epsilon``), for a source without a
+            graph. A source's graph must not contradict them.
+
+    Raises:
+        ConversionError: the source is damaged, no MoViNet, not the one asked for, or contradicts
+            what was given.
+        VerificationError: the converted network does not give the source's logits.
+    """
+    _check_given(given)
+    if mode is not None:
+        if mode not in ("base", "stream"):
+            raise ConversionError(f"mode is {mode!r}, expected 'base' or 'stream'")
+        given = {**given, "causal": mode == "stream"}
+    with open_source(source) as opened:
+        conversion = _convert_opened(opened, given, progress)
+        _check_identity(opened, conversion.checkpoint.spec, model, mode)
+        if verify and opened.kind == "saved_model":
+            progress("running both sides on a random clip")
+            verification = verify_saved_model(opened.path, conversion.checkpoint.build())
+            conversion = dataclasses.replace(conversion, verification=verification)
+            verification.require()
+        return conversion
+
+
+def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress) -> Conversion:
+    progress("reading variables")
+    has_graph = source.kind == "saved_model"
+    try:
+        variables = read_variables(
+            source.path / "variables/variables" if has_graph else source.path
+        )
+        located = locate_variables(variables)
+        evidence = None
+        if has_graph:
+            progress("reading the graph")
+            evidence = _graph_evidence(source.path, located)
+        recognition = recognise(located, evidence, given)
+        progress("converting weights")
+        state_dict = fill(recognition.spec, located)
+    except ConversionError as error:
+        raise type(error)(f"{source.provenance['source']}: {error}") from error
+    provenance = {
+        **source.provenance,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "tools": _tool_versions(),
+        "assumed": {finding.field: finding.value for finding in recognition.assumed()},
+    }
+    checkpoint = Checkpoint(recognition.spec, state_dict, provenance)
+    return Conversion(
+        checkpoint=checkpoint,
+        findings=recognition.findings,
+        era=era(recognition.spec, located.has_short_names()),
+        used=tuple(variable.path for variable in located.parameters.values()),
+        outside=tuple(variable.path for variable in located.outside),
+        verification=None,
+    )
+
+
+def _graph_evidence(folder: Path, located: Located) -> GraphEvidence:
+    graph = load_graph(folder)
+    absent = [p for p, v in located.parameters.items() if v.node not in graph.variables]
+    if absent:
+        raise ConversionError(
+            f"the serving signature does not use {len(absent)} of the variables: "
+            f"{listing(absent)}; expected all of them"
+        )
+    return GraphEvidence(graph, {p: graph.variables[v.node] for p, v in located.parameters.items()})
+
+
+def fill(spec: ModelSpec, located: Located) -> dict[str, Tensor]:
+    """Return the state dict of ``MoViNet(spec)`` from the source's variables.
+
+    Every variable is used once and every parameter and buffer filled once.
+
+    Raises:
+        ConversionError: variables are left over or missing, a shape differs, or a value is not
+            finite; each is listed.
+    """
+    with torch.device("meta"):
+        expected = MoViNet(spec).state_dict()
+    wanted = [name for name in expected if not name.endswith(names.NUM_BATCHES_TRACKED)]
+    missing = [f"{name} has no variable" for name in wanted if name not in located.parameters]
+    extra = [
+        f"{variable} fills nothing"
+        for name, variable in located.parameters.items()
+        if name not in expected
+    ]
+    shapes = [
+        f"{located.parameters[name]} is {found}, expected {tuple(expected[name].shape)} for {name}"
+        for name in wanted
+        if name in located.parameters
+        and (found := located.shape(name)) != tuple(expected[name].shape)
+    ]
+    problems = missing + extra + shapes
+    if problems:
+        raise ConversionError(
+            f"the variables are not those of a MoViNet of these widths: {listing(problems)}"
+        )
+    state_dict: dict[str, Tensor] = {}
+    for name, tensor in expected.items():
+        if name in located.parameters:
+            state_dict[name] = _read(name, located)
+        else:
+            state_dict[name] = torch.zeros((), dtype=tensor.dtype)
+    return state_dict
+
+
+def _read(name: str, located: Located) -> Tensor:
+    variable = located.parameters[name]
+    value = variable.read()
+    if value.dtype.kind != "f":
+        raise ConversionError(f"variable {variable} is {value.dtype}, expected floating point")
+    bad = int(value.size - np.count_nonzero(np.isfinite(value)))
+    if bad:
+        raise ConversionError(
+            f"variable {variable} has {bad} of {value.size} values that are NaN or infinite; "
+            f"expected finite ones"
+        )
+    array = names.to_torch_layout(variable.path, name, value)
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def _check_given(given: Mapping[str, Any]) -> None:
+    fields = {field.name for field in dataclasses.fields(ModelSpec)}
+    for name in given:
+        if name not in fields:
+            raise ConversionError(
+                f"{name!r} is no field of a model spec; they are {', '.join(sorted(fields))}"
+            )
+
+
+def _check_identity(source: Source, spec: ModelSpec, model: str | None, mode: str | None) -> None:
+    where = source.provenance["source"]
+    if model is not None and spec.name != model:
+        raise ConversionError(
+            f"{where}: is {_called(spec)}, expected {model}; "
+            f"leave --model out to convert what is there"
+        )
+    if mode is not None and spec.mode != mode:
+        raise ConversionError(
+            f"{where}: is a {spec.mode} network, expected {mode}; "
+            f"leave --mode out to convert what is there"
+        )
+
+
+def _called(spec: ModelSpec) -> str:
+    widths = ", ".join(str(block.base_filters) for block in spec.blocks)
+    return spec.name if spec.name != "custom" else f"a network of other widths ({widths})"
+
+
+def _tool_versions() -> dict[str, str]:
+    return {
+        "movinet-port": movinet_port.__version__,
+        "torch": str(torch.__version__),
+        "tensorflow": str(import_tensorflow().__version__),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,127 @@
+"""What sets a published network apart from the paper's, as a table that reports walk over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from movinet_port.spec import LayerSpec, ModelSpec
+
+_GATE_FORMULAS = {
+    "sigmoid": "sigmoid(x)",
+    "hard_sigmoid_keras": "clip(0.2 x + 0.5, 0, 1), Keras's hard sigmoid",
+    "hard_sigmoid_relu6": "relu6(x + 3) * 0.16667",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Deviation:
+    """One way in which a network is not the paper's.
+
+    Attributes:
+        field: the field of `ModelSpec` that it follows from; its finding is the evidence.
+        text: what is different, in a few words.
+    """
+
+    field: str
+    text: str
+
+
+# (field, whether it applies, text)
+_TABLE: tuple[tuple[str, Callable[[ModelSpec], bool], Callable[[ModelSpec], str]], ...] = (
+    (
+        "conv_type",
+        lambda spec: spec.splits_time,
+        lambda spec: "(2+1)D: spatial and temporal convolutions apart, each normalised",
+    ),
+    (
+        "causal_padding",
+        lambda spec: spec.causal_padding == "legacy",
+        lambda spec: "legacy causal padding: kernel - 1 cells in all, whatever the stride",
+    ),
+    (
+        "se_type",
+        lambda spec: spec.se_type != "3d",
+        lambda spec: {
+            "2d": "squeeze-excitation pools each frame by itself",
+            "2plus3d": "squeeze-excitation pools each frame and the video so far, concatenated",
+            "none": "no squeeze-excitation",
+        }[spec.se_type],
+    ),
+    (
+        "gate",
+        lambda spec: spec.gate != "sigmoid" and spec.se_type != "none",
+        lambda spec: f"squeeze-excitation gate is {_GATE_FORMULAS[spec.gate]}",
+    ),
+    (
+        "activation",
+        lambda spec: spec.activation != "swish",
+        lambda spec: f"activation is {spec.activation}",
+    ),
+    (
+        "classifier_activation",
+        lambda spec: spec.classifier_activation != spec.activation,
+        lambda spec: f"the classifier keeps {spec.classifier_activation}",
+    ),
+    (
+        "positional_encoding",
+        lambda spec: spec.positional_encoding,
+        lambda spec: "positional encoding of the frame number in the squeeze-excitation",
+    ),
+    (
+        "blocks",
+        lambda spec: bool(_layers(spec, _skip_for_stride_alone)),
+        lambda spec: (
+            "skip projection though channels stay the same: "
+            + ", ".join(_layers(spec, _skip_for_stride_alone))
+        ),
+    ),
+    (
+        "blocks",
+        lambda spec: bool(_layers(spec, _skip_for_channels_alone)),
+        lambda spec: (
+            "skip projection without stride or pool: "
+            + ", ".join(_layers(spec, _skip_for_channels_alone))
+        ),
+    ),
+    (
+        "norm_epsilon",
+        lambda spec: spec.norm_epsilon != 1e-3,
+        lambda spec: f"batch normalisation's epsilon is {spec.norm_epsilon:g}",
+    ),
+)
+
+
+def deviations(spec: ModelSpec) -> list[Deviation]:
+    """Return how a network of this spec departs from the paper's."""
+    return [Deviation(field, text(spec)) for field, applies, text in _TABLE if applies(spec)]
+
+
+def _layers(spec: ModelSpec, condition: Callable[[LayerSpec], bool]) -> list[str]:
+    return [layer.name for layer in spec.layers() if condition(layer)]
+
+
+def _skip_for_stride_alone(layer: LayerSpec) -> bool:
+    return layer.has_skip_projection and layer.in_filters == layer.out_filters
+
+
+def _skip_for_channels_alone(layer: LayerSpec) -> bool:
+    return layer.has_skip_projection and not layer.downsamples
+
+
+def era(spec: ModelSpec, short_names: bool) -> int:
+    """Return which era of the authors' code the network is from.
+
+    Args:
+        spec: the network.
+        short_names: whether variables are named ``b0/l0/...``, as on the hub, and not
+            ``block0_layer0/...``.
+
+    Returns:
+        1 for the hub's base version 1 and 2 and stream version 2, 2 for the hub's version 3, 3
+        for what tf-models-official 2.8 and later builds. Base networks of eras 1 and 2 are the
+        same, and so count as 1.
+    """
+    if not spec.causal or spec.conv_type == "3d":
+        return 1 if short_names else 3
+    return 3 if spec.gate == "hard_sigmoid_relu6" else 2

@@ -1,0 +1,13 @@
+"""What can be wrong with a source."""
+
+from __future__ import annotations
+
+from movinet_port.errors import MovinetPortError
+
+
+class ConversionError(MovinetPortError):
+    """A source cannot be converted; the message names the file and the variable."""
+
+
+class VerificationError(ConversionError):
+    """The converted network does not give the source's logits."""

@@ -1,0 +1,479 @@
+"""From variables, and a graph where there is one, to the spec of the network they belong to.
+
+Widths, depths, kernels, the kinds of convolution and squeeze-excitation, and the classes are read
+off names and shapes. What weights cannot tell is read off the graph; without one it is what the
+published models of that kind have, or what the caller says, and is marked as assumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from converters import names
+from converters.errors import ConversionError
+from converters.evidence import ConvolutionEvidence, GraphEvidence
+from converters.variables import Variable
+from movinet_port.checkpoint import listing
+from movinet_port.errors import SpecError
+from movinet_port.spec import BlockSpec, HeadSpec, ModelSpec, StemSpec, Triple, layer_name
+from movinet_port.variants import DOWNSAMPLING_BLOCKS, PUBLISHED, family_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """The variables of a source, sorted out.
+
+    Attributes:
+        parameters: canonical parameter or buffer -> the variable that fills it.
+        outside: variables that are no part of the network (optimizer, metrics, counters).
+    """
+
+    parameters: Mapping[str, Variable]
+    outside: tuple[Variable, ...]
+
+    def shape(self, parameter: str) -> tuple[int, ...]:
+        """Return a parameter's shape in PyTorch's layout.
+
+        Raises:
+            ConversionError: there is no such variable, or it has the rank of no kernel.
+        """
+        variable = self.parameters.get(parameter)
+        if variable is None:
+            raise ConversionError(
+                f"variable for {parameter} is missing: the source is incomplete, or no MoViNet"
+            )
+        shape = names.torch_shape(variable.path, parameter, variable.shape)
+        if shape is None:
+            raise ConversionError(
+                f"variable {variable} has shape {variable.shape}, which is no kernel of a "
+                f"convolution; expected rank 4 or 5"
+            )
+        return shape
+
+    def has_short_names(self) -> bool:
+        """Whether layers are spelt ``b0/l0`` and not ``block0_layer0``."""
+        matches = (names.LAYER_IN_FULL_NAME.search(v.full_name) for v in self.parameters.values())
+        return any(match[1] is not None for match in matches if match)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing known about the network, and how.
+
+    Attributes:
+        field: field of `ModelSpec`.
+        value: its value.
+        how: "read" off the source, "given" by the caller, or "assumed".
+        where: variable, graph node, or reason.
+    """
+
+    field: str
+    value: Any
+    how: Literal["read", "given", "assumed"]
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """What a source was recognised as."""
+
+    spec: ModelSpec
+    findings: tuple[Finding, ...]
+
+    def assumed(self) -> list[Finding]:
+        """Return what could not be read off the source."""
+        return [finding for finding in self.findings if finding.how == "assumed"]
+
+
+def locate_variables(variables: Iterable[Variable]) -> Located:
+    """Find out which parameter of the network each variable fills.
+
+    Raises:
+        ConversionError: the source is no MoViNet; a variable is unknown; two variables claim one
+            parameter; or a layer's place in the network cannot be told.
+    """
+    variables = list(variables)
+    placed = [(variable, names.locate(variable.path)) for variable in variables]
+    layers = _layers_of_owners(placed)
+    parameters: dict[str, Variable] = {}
+    outside: list[Variable] = []
+    unknown: list[Variable] = []
+    for variable, place in placed:
+        if place is None:
+            (outside if names.NOT_NETWORK.search(variable.path) else unknown).append(variable)
+            continue
+        owner, module, leaf = place
+        if module not in names.UNIQUE_MODULES:
+            module = f"{layers[owner]}.{module}"
+        parameter = f"{module}.{leaf}"
+        if parameter in parameters:
+            raise ConversionError(
+                f"variables {parameters[parameter]} and {variable} both are {parameter}; "
+                f"expected one"
+            )
+        parameters[parameter] = variable
+    if not parameters:
+        raise ConversionError(
+            f"no MoViNet: none of its {len(variables)} variables is one of a MoViNet; found "
+            f"{listing([str(v) for v in variables], 3) or 'nothing'}"
+        )
+    if unknown:
+        raise ConversionError(
+            f"{len(unknown)} of {len(variables)} variables are none of a MoViNet: "
+            f"{listing([str(v) for v in unknown])}"
+        )
+    return Located(parameters, tuple(outside))
+
+
+def _layers_of_owners(
+    placed: Iterable[tuple[Variable, tuple[str, str, str] | None]],
+) -> dict[str, str]:
+    """Return the canonical layer of each object that holds a bottleneck layer's variables."""
+    said: dict[str, set[str]] = {}
+    for variable, place in placed:
+        if place is not None and place[1] not in names.UNIQUE_MODULES:
+            layer = names.layer_of_full_name(variable.full_name)
+            said.setdefault(place[0], set()).update([layer] if layer else [])
+    for owner, layers in said.items():
+        if len(layers) != 1:
+            raise ConversionError(
+                f"{owner}: the names of its variables speak of "
+                f"{', '.join(sorted(layers)) or 'no block and layer'}, expected one such as "
+                f"b1/l0 or block1_layer0"
+            )
+    return {owner: next(iter(layers)) for owner, layers in said.items()}
+
+
+def recognise(
+    located: Located, evidence: GraphEvidence | None, given: Mapping[str, Any]
+) -> Recognition:
+    """Infer the spec.
+
+    Args:
+        located: the source's variables.
+        evidence: the source's graph, if it has one.
+        given: fields of `ModelSpec` that the caller states; a graph must not contradict them.
+
+    Raises:
+        ConversionError: the evidence is no MoViNet's, is inconsistent, or contradicts `given`.
+    """
+    return _Recogniser(located, evidence, given).run()
+
+
+class _Recogniser:
+    def __init__(
+        self, located: Located, evidence: GraphEvidence | None, given: Mapping[str, Any]
+    ) -> None:
+        self.located = located
+        self.evidence = evidence
+        self.given = given
+        self.findings: dict[str, Finding] = {}
+        self.layers = self._layer_names()
+
+    def run(self) -> Recognition:
+        convolutions = self._convolutions()
+        self._find_conv_type()
+        self._find_se_type()
+        self._find_positional_encoding()
+        self._find_causal(convolutions)
+        self._find_activations()
+        self._find_padding(convolutions)
+        self._find_epsilon()
+        fields = {field: finding.value for field, finding in self.findings.items()}
+        try:
+            spec = ModelSpec(
+                name="custom",
+                stem=self._stem(convolutions),
+                blocks=self._blocks(convolutions),
+                head=HeadSpec(
+                    project_filters=self.located.shape("head.conv.weight")[0],
+                    head_filters=self.located.shape("classifier.hidden.conv.weight")[0],
+                ),
+                num_classes=self.located.shape("classifier.output.conv.weight")[0],
+                **fields,
+            )
+        except SpecError as error:
+            raise ConversionError(f"the variables make no MoViNet: {error}") from error
+        unused = {
+            field: value
+            for field, value in self.given.items()
+            if getattr(spec, field) != value and field not in self.findings
+        }
+        if unused:
+            field, value = next(iter(unused.items()))
+            raise ConversionError(
+                f"{field} was given as {value!r}, but the source has {getattr(spec, field)!r}"
+            )
+        return Recognition(spec.replace(name=family_name(spec)), tuple(self.findings.values()))
+
+    def _settle(
+        self,
+        field: str,
+        read: tuple[Any, str] | None,
+        assumed: Any,
+        reason: str = "as the published models of this kind",
+    ) -> Any:
+        """Decide a field: what was read, or else what was given, or else what is assumed."""
+        given = self.given.get(field)
+        if read is not None:
+            value, where = read
+            if given is not None and given != value:
+                raise ConversionError(
+                    f"{field} was given as {given!r}, but the source has {value!r} "
+                    f"(read off {where}); leave it out to convert what is there"
+                )
+            finding = Finding(field, value, "read", where)
+        elif given is not None:
+            finding = Finding(field, given, "given", "by the caller")
+        else:
+            finding = Finding(field, assumed, "assumed", reason)
+        self.findings[field] = finding
+        return finding.value
+
+    def _layer_names(self) -> list[list[str]]:
+        """Return the layers' names, block by block.
+
+        Raises:
+            ConversionError: a block or layer is missing.
+        """
+        numbers = sorted(
+            {
+                (int(match[1]), int(match[2]))
+                for match in map(_LAYER.match, self.located.parameters)
+                if match
+            }
+        )
+        blocks: list[list[str]] = []
+        for block, layer in numbers:
+            if layer == 0:
+                blocks.append([])
+            if not blocks or (block, layer) != (len(blocks) - 1, len(blocks[-1])):
+                expected = layer_name(
+                    len(blocks) - 1 if blocks else 0, len(blocks[-1]) if blocks else 0
+                )
+                raise ConversionError(
+                    f"the variables go up to {layer_name(block, layer)}, but those of "
+                    f"{expected} are missing: the source is incomplete"
+                )
+            blocks[-1].append(layer_name(block, layer))
+        if not blocks:
+            raise ConversionError("no MoViNet: it has no bottleneck layers")
+        return blocks
+
+    def _streaming(self) -> list[str]:
+        """Return the modules whose convolution may span frames."""
+        return ["stem", *(f"{name}.depthwise" for block in self.layers for name in block)]
+
+    def _kernel(self, module: str) -> Triple:
+        _, _, frames, height, width = self.located.shape(f"{module}.conv.weight")
+        temporal = f"{module}.temporal_conv.weight"
+        if temporal in self.located.parameters:
+            frames = self.located.shape(temporal)[2]
+        return frames, height, width
+
+    def _convolutions(self) -> dict[str, ConvolutionEvidence]:
+        """Return what the graph says about every convolution that may span frames or stride."""
+        if self.evidence is None:
+            return {}
+        return {
+            parameter: self.evidence.convolution(parameter, self._own_kernel(parameter))
+            for module in self._streaming()
+            for parameter in (f"{module}.conv.weight", f"{module}.temporal_conv.weight")
+            if parameter in self.located.parameters
+        }
+
+    def _own_kernel(self, parameter: str) -> Triple:
+        _, _, frames, height, width = self.located.shape(parameter)
+        return frames, height, width
+
+    def _find_conv_type(self) -> None:
+        kernels = {
+            parameter: variable
+            for parameter, variable in self.located.parameters.items()
+            if names.is_kernel(parameter)
+        }
+        flat = [p for p, v in kernels.items() if len(v.shape) == 4]
+        split = [p for p in kernels if p.endswith("temporal_conv.weight")]
+        if flat and len(flat) != len(kernels):
+            odd = next(p for p in kernels if p not in flat)
+            raise ConversionError(
+                f"{kernels[flat[0]]} is a 2-D kernel and {kernels[odd]} a 3-D one; "
+                f"a MoViNet has only one sort"
+            )
+        value = "2plus1d" if flat else "3d_2plus1d" if split else "3d"
+        witness = kernels[(split or flat or list(kernels))[0]]
+        self._settle("conv_type", (value, str(witness)), None)
+
+    def _find_se_type(self) -> None:
+        names_ = [name for block in self.layers for name in block]
+        reduce = "squeeze_excitation.reduce.conv.weight"
+        having = [n for n in names_ if f"{n}.{reduce}" in self.located.parameters]
+        if not having:
+            self._settle("se_type", ("none", "no layer has one"), None)
+            return
+        first = f"{having[0]}.{reduce}"
+        pooled = self.located.shape(first)[1]
+        width = self.located.shape(f"{having[0]}.depthwise.conv.weight")[0]
+        variable = str(self.located.parameters[first])
+        if pooled == 2 * width:
+            self._settle("se_type", ("2plus3d", variable), None)
+        elif self.evidence is not None:
+            statement = self.evidence.pooled_over_time(first)
+            kind = "3d" if statement.value == "time" else "2d"
+            self._settle("se_type", (kind, statement.node), None)
+        else:
+            self._settle("se_type", None, "3d")
+
+    def _find_positional_encoding(self) -> None:
+        having = [p for p in self.located.parameters if p.endswith("positional_encoding.scale")]
+        witness = str(self.located.parameters[having[0]]) if having else "no variable of one"
+        self._settle("positional_encoding", (bool(having), witness), None)
+
+    def _find_causal(self, convolutions: Mapping[str, ConvolutionEvidence]) -> None:
+        spanning = {
+            parameter: evidence
+            for parameter, evidence in convolutions.items()
+            if self._own_kernel(parameter)[0] > 1
+        }
+        kinds = {evidence.causal for evidence in spanning.values()}
+        if len(kinds) > 1:
+            one, other = (next(p for p, e in spanning.items() if e.causal is k) for k in kinds)
+            raise ConversionError(f"{one} and {other} differ: one is causal, the other is not")
+        if kinds:
+            evidence = next(iter(spanning.values()))
+            self._settle("causal", (evidence.causal, evidence.node), None)
+        elif self.findings["positional_encoding"].value:
+            self._settle("causal", (True, "it has positional encodings"), None)
+        else:
+            stream = PUBLISHED["stream"]
+            looks_stream = self.findings["conv_type"].value != "3d" or (
+                self.findings["se_type"].value == stream["se_type"]
+            )
+            self._settle("causal", None, looks_stream)
+
+    def _find_activations(self) -> None:
+        published = PUBLISHED["base"]
+        if self.findings["causal"].value and self.findings["conv_type"].value != "3d":
+            published = PUBLISHED["stream"]
+        backbone = [
+            parameter
+            for parameter in self.located.parameters
+            if parameter.endswith(
+                (
+                    "expansion.norm.bias",
+                    "depthwise.norm.bias",
+                    "temporal_norm.bias",
+                    "stem.norm.bias",
+                    "head.norm.bias",
+                    "reduce.conv.bias",
+                )
+            )
+        ]
+        gates = [p for p in self.located.parameters if p.endswith("expand.conv.bias")]
+        self._agree("activation", backbone, published.get("activation", "swish"))
+        if gates:
+            self._agree("gate", gates, published.get("gate", "sigmoid"))
+        self._agree("classifier_activation", ["classifier.hidden.conv.bias"], "swish")
+
+    def _agree(self, field: str, parameters: list[str], assumed: str) -> None:
+        if self.evidence is None:
+            self._settle(field, None, assumed)
+            return
+        read = self.evidence.gate if field == "gate" else self.evidence.activation
+        statements = {parameter: read(parameter) for parameter in parameters}
+        first = statements[parameters[0]]
+        for parameter, statement in statements.items():
+            if statement.value != first.value:
+                raise ConversionError(
+                    f"{field} is {first.value} behind {parameters[0]} and {statement.value} "
+                    f"behind {parameter} ({statement.node}); a MoViNet has one for all"
+                )
+        self._settle(field, (first.value, first.node), None)
+
+    def _find_padding(self, convolutions: Mapping[str, ConvolutionEvidence]) -> None:
+        causal = self.findings["causal"].value
+        whole = self.findings["conv_type"].value == "3d"
+        if not (causal and whole):
+            self._settle("causal_padding", ("same", "only causal 3-D networks differ"), None)
+            return
+        # The first stream models were all that had causal 3-D convolutions.
+        if not convolutions:
+            self._settle("causal_padding", None, "legacy")
+            return
+        fitting = frozenset({"same", "legacy"})
+        where = "no strided convolution"
+        for evidence in convolutions.values():
+            if fitting & evidence.paddings != fitting:
+                where = evidence.node
+            fitting &= evidence.paddings
+        if not fitting:
+            raise ConversionError(f"{where}: pads by another rule than the layers before it")
+        self._settle("causal_padding", ("same" if "same" in fitting else "legacy", where), None)
+
+    def _find_epsilon(self) -> None:
+        variances = [p for p in self.located.parameters if p.endswith("norm.running_var")]
+        if self.evidence is None or not variances:
+            self._settle("norm_epsilon", None, 1e-3)
+            return
+        values = {parameter: self.evidence.epsilon(parameter) for parameter in variances}
+        if len(set(values.values())) != 1:
+            raise ConversionError(
+                f"batch normalisations differ in epsilon: {sorted(set(values.values()))}; "
+                f"a MoViNet has one for all"
+            )
+        self._settle("norm_epsilon", (values[variances[0]], variances[0]), None)
+
+    def _strides(self, module: str, rule: Triple, evidence: Mapping[str, Any]) -> Triple:
+        found = evidence.get(f"{module}.conv.weight")
+        return rule if found is None else found.strides
+
+    def _stem(self, convolutions: Mapping[str, ConvolutionEvidence]) -> StemSpec:
+        return StemSpec(
+            filters=self.located.shape("stem.conv.weight")[0],
+            kernel_size=self._kernel("stem"),
+            strides=self._strides("stem", (1, 2, 2), convolutions),
+        )
+
+    def _blocks(self, convolutions: Mapping[str, ConvolutionEvidence]) -> tuple[BlockSpec, ...]:
+        blocks = []
+        for index, layers in enumerate(self.layers):
+            widths = [self.located.shape(f"{name}.projection.conv.weight")[0] for name in layers]
+            if len(set(widths)) != 1:
+                raise ConversionError(
+                    f"block {index}: its layers put out {widths} channels, expected one width"
+                )
+            strides = []
+            for name in layers:
+                halves = index in DOWNSAMPLING_BLOCKS and name == layers[0]
+                rule = (1, 2, 2) if halves else (1, 1, 1)
+                strides.append(self._strides(f"{name}.depthwise", rule, convolutions))
+                self._check_skip(name, strides[-1])
+            blocks.append(
+                BlockSpec(
+                    base_filters=widths[0],
+                    expand_filters=tuple(
+                        self.located.shape(f"{name}.depthwise.conv.weight")[0] for name in layers
+                    ),
+                    kernel_sizes=tuple(self._kernel(f"{name}.depthwise") for name in layers),
+                    strides=tuple(strides),
+                )
+            )
+        return tuple(blocks)
+
+    def _check_skip(self, name: str, strides: Triple) -> None:
+        """Check that the pool in front of the skip projection is there when the layer strides."""
+        weight = f"{name}.skip.conv.weight"
+        if self.evidence is None or weight not in self.located.parameters:
+            return
+        pool = self.evidence.average_pool(weight)
+        if (pool is not None) != (strides != (1, 1, 1)):
+            raise ConversionError(
+                f"{name}: strides {strides} but {'a' if pool else 'no'} pool in front of its skip "
+                f"projection; a MoViNet pools there exactly when the layer strides"
+            )
+
+
+_LAYER = re.compile(r"block(\d+)_layer(\d+)\.")

@@ -1,0 +1,170 @@
+"""Running a SavedModel and the converted network on the same clip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from converters.errors import ConversionError, VerificationError
+from converters.graph import SIGNATURES, argument_name
+from converters.tensorflow import import_tensorflow
+from movinet_port.model import MoViNet
+
+# Largest difference of the logits, relative to the largest logit's magnitude.
+LOGIT_BOUND = 2e-5
+
+# What a free axis of the signature is set to: small, odd, not square.
+_FREE = {"batch": 2, "frames": 2, "height": 61, "width": 83}
+# Clips of one video, so that a stream network's states are exercised.
+_CLIPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """How far the converted network's logits are from the source's.
+
+    Attributes:
+        shape: (batch, clips, frames, height, width) of what both sides saw.
+        difference: largest absolute difference of a logit.
+        magnitude: largest absolute logit of the source.
+    """
+
+    shape: tuple[int, int, int, int, int]
+    difference: float
+    magnitude: float
+    bound: float = LOGIT_BOUND
+
+    @property
+    def relative(self) -> float:
+        """Largest difference relative to the largest logit."""
+        return self.difference / self.magnitude if self.magnitude else float(self.difference > 0)
+
+    def __bool__(self) -> bool:
+        return self.relative <= self.bound
+
+    def require(self) -> None:
+        """Raise `VerificationError` unless the logits agree."""
+        if not self:
+            raise VerificationError(
+                f"the converted network's logits differ from TensorFlow's by {self.relative:.2e} "
+                f"of the largest one, expected at most {self.bound:.0e}; nothing was written; "
+                f"'movinet-port parity' says which layer it is"
+            )
+
+
+def verify_saved_model(folder: Path, model: MoViNet, seed: int = 0) -> Verification:
+    """Run both sides on one random video and compare the logits after each clip.
+
+    Args:
+        folder: the SavedModel.
+        model: the converted network, in eval mode.
+        seed: of the random video.
+
+    Raises:
+        ConversionError: TensorFlow cannot load or run the SavedModel.
+    """
+    reference = SavedModelRunner(folder)
+    batch, frames, height, width = reference.clip_shape
+    clips = _CLIPS if model.spec.causal else 1
+    shape = (clips, batch, frames, height, width, 3)
+    video = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    difference = magnitude = 0.0
+    model.clean_activation_buffers()
+    for clip in video:
+        expected = reference(clip)
+        with torch.inference_mode():
+            found = model(torch.from_numpy(clip).permute(0, 4, 1, 2, 3)).numpy()
+        if expected.shape != found.shape:
+            raise VerificationError(
+                f"the source gives logits of shape {expected.shape}, "
+                f"the converted network {found.shape}"
+            )
+        difference = max(difference, float(np.abs(expected - found).max()))
+        magnitude = max(magnitude, float(np.abs(expected).max()))
+    model.clean_activation_buffers()
+    return Verification((batch, clips, frames, height, width), difference, magnitude)
+
+
+class SavedModelRunner:
+    """A SavedModel in TensorFlow, called clip after clip of one video.
+
+    Raises:
+        ConversionError: TensorFlow cannot load it, or it has no signature that classifies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tf = import_tensorflow()
+        try:
+            self._model = self._tf.saved_model.load(str(folder))
+        except Exception as error:
+            raise ConversionError(
+                f"{folder}: TensorFlow cannot load it: {_first_line(error)}"
+            ) from error
+        signatures = self._model.signatures
+        key = next((key for key in SIGNATURES if key in signatures), None)
+        if key is None:
+            raise ConversionError(
+                f"{folder}: no signature named {' or '.join(SIGNATURES)}, "
+                f"found {', '.join(signatures) or 'none'}"
+            )
+        self._call = signatures[key]
+        self._init_states = signatures.get("init_states")
+        specs: Mapping[str, Any] = self._call.structured_input_signature[1]
+        self._specs = {name: spec for name, spec in specs.items() if name != "image"}
+        image = specs["image"].shape.as_list()[:4]
+        free = _FREE.values()
+        self.clip_shape: tuple[int, ...] = tuple(
+            size or default for size, default in zip(image, free, strict=True)
+        )
+        self._states: dict[str, Any] | None = None
+
+    def __call__(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits after this clip, (batch, frames, height, width, 3) in [0, 1]."""
+        image = self._tf.constant(clip)
+        try:
+            if self._states is None:
+                self._states = self._start(clip.shape)
+            outputs = _by_argument(self._call(image=image, **self._states))
+        except Exception as error:
+            raise ConversionError(
+                f"TensorFlow cannot run the source: {_first_line(error)}"
+            ) from error
+        self._states = {name: outputs.pop(name) for name in self._states}
+        (logits,) = outputs.values()
+        result: NDArray[np.float32] = logits.numpy()
+        return result
+
+    @property
+    def states(self) -> dict[str, NDArray[Any]]:
+        """The stream's states after the last clip, under TensorFlow's names."""
+        return {name: value.numpy() for name, value in (self._states or {}).items()}
+
+    def reset(self) -> None:
+        """Start another video."""
+        self._states = None
+
+    def _start(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        tf = self._tf
+        if not self._specs:
+            return {}
+        if self._init_states is not None:
+            return _by_argument(self._init_states(tf.constant(shape, dtype=tf.int32)))
+        return {
+            name: tf.zeros([size or shape[0] for size in spec.shape.as_list()], spec.dtype)
+            for name, spec in self._specs.items()
+        }
+
+
+def _by_argument(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a signature's results under the names that its arguments have."""
+    return {argument_name(key): value for key, value in tensors.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,33 @@
+"""MoViNets in PyTorch with Google's weights.
+
+`load` reads a converted checkpoint, `create_model` builds a network by name. This package needs
+PyTorch only; `converters` reads TensorFlow's files.
+"""
+
+from movinet_port.checkpoint import Checkpoint, load, load_checkpoint, save
+from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
+from movinet_port.model import MoViNet, create_model
+from movinet_port.spec import BlockSpec, HeadSpec, ModelSpec, StemSpec
+from movinet_port.variants import get_spec, list_models
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockSpec",
+    "Checkpoint",
+    "CheckpointError",
+    "HeadSpec",
+    "MoViNet",
+    "ModelSpec",
+    "MovinetPortError",
+    "SpecError",
+    "StateError",
+    "StemSpec",
+    "__version__",
+    "create_model",
+    "get_spec",
+    "list_models",
+    "load",
+    "load_checkpoint",
+    "save",
+]

@@ -1,0 +1,198 @@
+"""Checkpoint files: a spec, its weights, and where they came from.
+
+A ``.pt`` file is a dict that ``torch.load(path, weights_only=True)`` gives, with the keys
+"format_version", "spec", "provenance" and "state_dict". A ``.safetensors`` file holds the same
+state dict, and the rest as JSON in its header's metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from movinet_port.errors import CheckpointError, SpecError
+from movinet_port.files import whole_file
+from movinet_port.model import MoViNet
+from movinet_port.spec import ModelSpec
+
+FORMAT_VERSION = 1
+
+SAFETENSORS = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A network's spec and weights, and where they came from.
+
+    Attributes:
+        spec: the architecture.
+        state_dict: every parameter and buffer of ``MoViNet(spec)``.
+        provenance: plain data: source, sha256 of what was read, date, versions of the tools,
+            and what was recognised.
+    """
+
+    spec: ModelSpec
+    state_dict: Mapping[str, Tensor]
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def build(self) -> MoViNet:
+        """Return the network with these weights, in eval mode.
+
+        Raises:
+            CheckpointError: the weights do not fit the spec.
+        """
+        with torch.device("meta"):
+            model = MoViNet(self.spec)
+        check_fit(model.state_dict(), self.state_dict)
+        # Assigned, not copied: nothing was allocated for the network on the meta device.
+        model.load_state_dict(dict(self.state_dict), assign=True)
+        return model.eval()
+
+
+def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Check names and shapes of a state dict.
+
+    Raises:
+        CheckpointError: a name is missing or unknown, or a shape differs; each is listed.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(f"the weights do not fit the spec: {listing(problems)}")
+
+
+def listing(items: list[str], most: int = 8) -> str:
+    """Join `items` for one line of an error message, and say how many were left out."""
+    rest = f"; and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + rest
+
+
+def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint file; it appears whole or not at all.
+
+    The suffix decides the format: ``.safetensors``, or else a PyTorch file.
+
+    Raises:
+        MovinetPortError: the file cannot be written.
+    """
+    with whole_file(path) as temporary:
+        state_dict = {name: t.contiguous() for name, t in checkpoint.state_dict.items()}
+        spec, provenance = checkpoint.spec.to_dict(), dict(checkpoint.provenance)
+        if Path(path).suffix == SAFETENSORS:
+            from safetensors.torch import save_file
+
+            metadata = {
+                "format_version": str(FORMAT_VERSION),
+                "spec": json.dumps(spec),
+                "provenance": json.dumps(provenance),
+            }
+            _translate_oserror(save_file, state_dict, temporary, metadata)
+        else:
+            content = {
+                "format_version": FORMAT_VERSION,
+                "spec": spec,
+                "provenance": provenance,
+                "state_dict": state_dict,
+            }
+            _translate_oserror(torch.save, content, temporary)
+
+
+def _translate_oserror(write: Any, *args: Any) -> None:
+    """Call a writer that hides the operating system's reason, a full disk say, in its own type."""
+    try:
+        write(*args)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(None, f"{error}".splitlines()[0] if str(error) else "unknown") from error
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint file that `save` wrote. Nothing in it is executed.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no checkpoint of movinet-port.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"cannot read {path}: no such file")
+    content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pt(path)
+    version = content["format_version"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"cannot read {path}: format version {version!r}, expected {FORMAT_VERSION}; "
+            f"it needs another version of movinet-port, or to be converted again"
+        )
+    try:
+        spec = ModelSpec.from_dict(content["spec"])
+    except SpecError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    return Checkpoint(spec, content["state_dict"], content["provenance"])
+
+
+def load(path: str | os.PathLike[str]) -> MoViNet:
+    """Return the network of a checkpoint file, in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no checkpoint of movinet-port, or its
+            weights do not fit its spec.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        return checkpoint.build()
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+_KEYS = ("format_version", "spec", "provenance", "state_dict")
+
+
+def _read_pt(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged archive fails in as many ways as there are parsers inside torch.load.
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read {path}: no PyTorch file that loads with weights_only=True "
+            f"({type(error).__name__}); convert the model again"
+        ) from error
+    if not isinstance(content, dict) or any(key not in content for key in _KEYS):
+        found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else ""
+        raise CheckpointError(
+            f"cannot read {path}: no checkpoint of movinet-port: expected the keys "
+            f"{', '.join(_KEYS)}; found {found or type(content).__name__}; "
+            f"'movinet-port convert' makes one"
+        )
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            content: dict[str, Any] = {
+                "format_version": int(metadata["format_version"]),
+                "spec": json.loads(metadata["spec"]),
+                "provenance": json.loads(metadata["provenance"]),
+                "state_dict": {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118  # no dict
+            }
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read {path}: no safetensors checkpoint of movinet-port "
+            f"({type(error).__name__}: {error}); convert the model again"
+        ) from error
+    return content

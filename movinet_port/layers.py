@@ -1,0 +1,456 @@
+"""The layers of a MoViNet. Every tensor is (batch, channels, frames, height, width).
+
+A layer that remembers something between clips takes what it remembered and returns what it will
+need next; nothing in here keeps state of its own. Modules are named so that their path in the
+network is the layer's canonical name, and each activation is a module so that it has one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from movinet_port.spec import LayerSpec, ModelSpec, Triple
+
+# PyTorch's convention; Keras calls the same running average momentum 0.99.
+NORM_MOMENTUM = 0.01
+
+
+class HardSigmoidKeras(nn.Module):
+    """clip(0.2 x + 0.5, 0, 1): Keras 2's hard sigmoid, the gate in the published stream models."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gate, in [0, 1], with the shape of `x`."""
+        return torch.clamp(0.2 * x + 0.5, 0.0, 1.0)
+
+
+class HardSigmoidRelu6(nn.Module):
+    """relu6(x + 3) * 0.16667: the gate of tf-models-official, its rounded constant included."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gate, in [0, 1.00002], with the shape of `x`."""
+        return F.relu6(x + 3.0) * 0.16667
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "swish": nn.SiLU,
+    "hard_swish": nn.Hardswish,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+}
+
+GATES: dict[str, type[nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "hard_sigmoid_keras": HardSigmoidKeras,
+    "hard_sigmoid_relu6": HardSigmoidRelu6,
+}
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return how many cells TensorFlow's SAME puts before and after an axis of `size` cells."""
+    total = max(kernel - ((size - 1) % stride + 1), 0)
+    return total // 2, total - total // 2
+
+
+def legacy_padding(kernel: int) -> tuple[int, int]:
+    """Return the spatial padding of the first causal convolutions: the stride is not looked at."""
+    return (kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2
+
+
+class Conv(nn.Conv3d):
+    """A convolution that pads as TensorFlow does.
+
+    Space is padded as SAME (or as the legacy causal convolutions did). Time is padded as SAME,
+    unless the convolution is causal: then the frames before the clip are the caller's to give.
+
+    The weight is (out channels, in channels / groups, frames, height, width) whatever the kernel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Triple = (1, 1, 1),
+        strides: Triple = (1, 1, 1),
+        *,
+        groups: int = 1,
+        bias: bool = False,
+        causal: bool = False,
+        legacy: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, strides, groups=groups, bias=bias)
+        self.causal = causal
+        self.legacy = legacy
+
+    @property
+    def frames_before(self) -> int:
+        """How many frames before the clip a causal convolution needs."""
+        return self.kernel_size[0] - 1 if self.causal else 0
+
+    def padding_for(self, x: Tensor) -> list[int]:
+        """Return the padding of `x` in the order of `torch.nn.functional.pad`: last axis first."""
+        pads: list[int] = []
+        for axis in (2, 1, 0):
+            kernel, stride = self.kernel_size[axis], self.stride[axis]
+            if axis == 0 and self.causal:
+                pads += (0, 0)
+            elif self.legacy:
+                pads += legacy_padding(kernel)
+            else:
+                pads += same_padding(x.shape[2 + axis], kernel, stride)
+        return pads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; the frames stay as many, or `frames_before` fewer if causal."""
+        if self.kernel_size != (1, 1, 1):
+            x = F.pad(x, self.padding_for(x))
+        return super().forward(x)
+
+    def extra_repr(self) -> str:
+        """Say what `torch.nn.Conv3d` does not know."""
+        flags = [name for name in ("causal", "legacy") if getattr(self, name)]
+        return ", ".join([super().extra_repr(), *flags])
+
+
+def batch_norm(channels: int, epsilon: float) -> nn.BatchNorm3d:
+    """Return a batch normalisation with the reference's momentum."""
+    return nn.BatchNorm3d(channels, eps=epsilon, momentum=NORM_MOMENTUM)
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch normalisation or else a bias, optional activation."""
+
+    def __init__(
+        self,
+        conv: Conv,
+        norm_epsilon: float | None = None,
+        activation: type[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = batch_norm(conv.out_channels, norm_epsilon) if norm_epsilon else None
+        self.activation = activation() if activation else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activations of the clip."""
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+
+class StreamConvBlock(ConvBlock):
+    """A `ConvBlock` over several frames; split into a spatial and a temporal one for (2+1)D.
+
+    With `spec.splits_time` a kernel of more than one frame becomes a spatial convolution (`conv`,
+    `norm`, `activation`) and a temporal one (`temporal_conv`, `temporal_norm`,
+    `temporal_activation`). In a causal network the convolution that looks at several frames
+    reads the ones before the clip from the stream buffer.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Triple,
+        strides: Triple,
+        *,
+        depthwise: bool = False,
+    ) -> None:
+        frames, height, width = kernel_size
+        groups = in_channels if depthwise else 1
+        activation = ACTIVATIONS[spec.activation]
+        splits = spec.splits_time and frames > 1
+        conv = Conv(
+            in_channels,
+            out_channels,
+            (1, height, width) if splits else kernel_size,
+            strides,
+            groups=groups,
+            causal=spec.causal,
+            legacy=spec.causal_padding == "legacy",
+        )
+        super().__init__(conv, spec.norm_epsilon, activation)
+        self.splits = splits
+        if splits:
+            self.temporal_conv = Conv(
+                out_channels, out_channels, (frames, 1, 1), groups=groups, causal=spec.causal
+            )
+            self.temporal_norm = batch_norm(out_channels, spec.norm_epsilon)
+            self.temporal_activation = activation()
+
+    @property
+    def stream_conv(self) -> Conv:
+        """The convolution that looks at several frames."""
+        return self.temporal_conv if self.splits else self.conv
+
+    def buffer_shape(self, height: int, width: int) -> tuple[int, int, int, int] | None:
+        """Return the stream buffer's (channels, frames, height, width), or None without one.
+
+        A buffer in front of a temporal convolution holds frames at the output resolution, one in
+        front of a 3-D convolution at the input resolution.
+
+        Args:
+            height, width: size of the block's input.
+        """
+        conv = self.stream_conv
+        if conv.frames_before == 0:
+            return None
+        if self.splits:
+            _, stride_h, stride_w = self.conv.stride
+            height, width = -(-height // stride_h), -(-width // stride_w)
+        return conv.in_channels, conv.frames_before, height, width
+
+    def forward(  # type: ignore[override]  # a stream layer hands its buffer on
+        self, x: Tensor, buffer: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the activations, and the stream buffer for the next clip.
+
+        Args:
+            x: the clip.
+            buffer: (batch, *buffer_shape), the frames before the clip; None for black ones.
+        """
+        if not self.splits:
+            x, buffer = self._with_buffer(x, buffer)
+            return super().forward(x), buffer
+        x, buffer = self._with_buffer(super().forward(x), buffer)
+        return self.temporal_activation(self.temporal_norm(self.temporal_conv(x))), buffer
+
+    def _with_buffer(self, x: Tensor, buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        size = self.stream_conv.frames_before
+        if size == 0:
+            return x, None
+        if buffer is None:
+            buffer = x.new_zeros(x.shape[0], x.shape[1], size, x.shape[3], x.shape[4])
+        x = torch.cat([buffer, x], dim=2)
+        # A copy, because a view would keep the whole clip alive until the next one.
+        return x, x[:, :, -size:].clone()
+
+
+class AveragePool(nn.Module):
+    """3 x 3 average pool with stride 2, SAME; cells of the padding are not counted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, channels, frames, ceil(height / 2), ceil(width / 2))."""
+        pads = [*same_padding(x.shape[4], 3, 2), *same_padding(x.shape[3], 3, 2)]
+
+        def window_sum(values: Tensor) -> Tensor:
+            return F.avg_pool3d(F.pad(values, pads), (1, 3, 3), (1, 2, 2), divisor_override=1)
+
+        return window_sum(x) / window_sum(x.new_ones(1, 1, 1, x.shape[3], x.shape[4]))
+
+
+class SkipProjection(ConvBlock):
+    """The residual branch where channels or resolution change: pool if strided, 1x1, norm."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
+        super().__init__(Conv(layer.in_filters, layer.out_filters), spec.norm_epsilon)
+        self.pool = AveragePool() if layer.downsamples else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the projected residual."""
+        return super().forward(x if self.pool is None else self.pool(x))
+
+
+class Scale(nn.Module):
+    """Multiplication by one learned scalar, 0 at the start (ReZero, arXiv 2003.04887)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` scaled."""
+        return self.scale * x
+
+
+class PositionalEncoding(Scale):
+    """A sinusoid of the frame's number in the video, times one learned scalar."""
+
+    def forward(  # type: ignore[override]  # it adds the scaled sinusoid instead
+        self, x: Tensor, first_frame: Tensor
+    ) -> Tensor:
+        """Return `x`, (batch, channels, frames, 1, 1), with the encoding added.
+
+        Args:
+            x: the pooled channels.
+            first_frame: (batch,) number of the first frame of `x` in its video.
+        """
+        channels, frames = x.shape[1], x.shape[2]
+        dtype = at_least_float32(x.dtype)
+        index = torch.arange(channels, device=x.device)
+        power = (2 * (index // 2)).to(dtype) / channels
+        rate = 1.0 / torch.pow(torch.as_tensor(10_000.0, dtype=dtype, device=x.device), power)
+        position = first_frame[:, None] + torch.arange(frames, device=x.device)
+        angle = rate[None, :, None] * position[:, None, :].to(dtype)
+        # All sines, then all cosines: the reference does not interleave them.
+        waves = torch.cat([torch.sin(angle[:, 0::2]), torch.cos(angle[:, 1::2])], dim=1)
+        return x + super().forward(waves.to(x.dtype))[:, :, :, None, None]
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which sums over a video are kept: half types lose count."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class CumulativePool(nn.Module):
+    """Mean over space and over all frames of the video so far, one mean after each frame."""
+
+    def forward(
+        self, x: Tensor, buffer: Tensor | None, frame_count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the means, (batch, channels, frames, 1, 1), and the sum for the next clip.
+
+        Args:
+            x: the clip.
+            buffer: (batch, channels, 1, 1, 1) sum of the spatial means of all frames before.
+            frame_count: (batch,) how many frames those were.
+        """
+        dtype = at_least_float32(x.dtype)
+        total = torch.cumsum(x.mean(dim=(3, 4), keepdim=True, dtype=dtype), dim=2)
+        if buffer is not None:
+            total = total + buffer
+        seen = frame_count[:, None] + torch.arange(1, x.shape[2] + 1, device=x.device)
+        mean = total / seen[:, None, :, None, None].to(dtype)
+        return mean.to(x.dtype), total[:, :, -1:].clone()
+
+
+class ClipPool(nn.Module):
+    """Mean over space and time: of the clip, or of the video so far where a sum is carried on."""
+
+    def forward(
+        self, x: Tensor, buffer: Tensor | None, frame_count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean, (batch, channels, 1, 1, 1), and the sum for the next clip.
+
+        Args as in `CumulativePool.forward`.
+        """
+        dtype = at_least_float32(x.dtype)
+        total = x.sum(dim=(2, 3, 4), keepdim=True, dtype=dtype) / (x.shape[3] * x.shape[4])
+        if buffer is not None:
+            total = total + buffer
+        seen = (frame_count + x.shape[2]).to(dtype)
+        return (total / seen[:, None, None, None, None]).to(x.dtype), total
+
+
+class SpatialPool(nn.Module):
+    """Mean over space."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, channels, frames, 1, 1)."""
+        return x.mean(dim=(3, 4), keepdim=True)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel gates computed from what the clip, or the video so far, shows on average."""
+
+    def __init__(self, spec: ModelSpec, channels: int) -> None:
+        super().__init__()
+        pooled = spec.se_pooled_filters(channels)
+        hidden = spec.se_hidden_filters(channels)
+        self.spatial_pool = SpatialPool() if spec.se_type in ("2d", "2plus3d") else None
+        self.temporal_pool: CumulativePool | ClipPool | None = None
+        if spec.se_type in ("3d", "2plus3d"):
+            self.temporal_pool = CumulativePool() if spec.causal else ClipPool()
+        self.positional_encoding = PositionalEncoding() if spec.positional_encoding else None
+        self.reduce = ConvBlock(
+            Conv(pooled, hidden, bias=True), activation=ACTIVATIONS[spec.activation]
+        )
+        self.expand = ConvBlock(Conv(hidden, channels, bias=True), activation=GATES[spec.gate])
+
+    def forward(
+        self, x: Tensor, buffer: Tensor | None, frame_count: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the gated `x`, and the sum that the pool carries to the next clip.
+
+        Args as in `CumulativePool.forward`.
+        """
+        spatial = self.spatial_pool(x) if self.spatial_pool is not None else None
+        if self.temporal_pool is None:
+            pooled, buffer = spatial, None
+        else:
+            # The mean of the frames' means is the mean, and the frames' means are small.
+            pooled, buffer = self.temporal_pool(
+                x if spatial is None else spatial, buffer, frame_count
+            )
+            if spatial is not None:
+                pooled = torch.cat([pooled.expand_as(spatial), spatial], dim=1)
+        if self.positional_encoding is not None:
+            pooled = self.positional_encoding(pooled, frame_count)
+        return self.expand(self.reduce(pooled)) * x, buffer
+
+
+class StochasticDepth(nn.Module):
+    """In training, drop the whole branch of random clips of the batch, and scale up the rest."""
+
+    def __init__(self, drop_rate: float) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` with dropped clips at 0; `x` itself in evaluation."""
+        if not self.training or self.drop_rate == 0:
+            return x
+        keep = 1.0 - self.drop_rate
+        mask = x.new_empty(x.shape[0], 1, 1, 1, 1).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return f"drop_rate={self.drop_rate:g}"
+
+
+class Bottleneck(nn.Module):
+    """Expansion, depthwise convolution, squeeze-excitation, projection, ReZero, residual."""
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, drop_rate: float) -> None:
+        super().__init__()
+        activation = ACTIVATIONS[spec.activation]
+        width = layer.expand_filters
+        self.expansion = ConvBlock(Conv(layer.in_filters, width), spec.norm_epsilon, activation)
+        self.depthwise = StreamConvBlock(
+            spec, width, width, layer.kernel_size, layer.strides, depthwise=True
+        )
+        self.squeeze_excitation = SqueezeExcitation(spec, width) if spec.se_type != "none" else None
+        self.projection = ConvBlock(Conv(width, layer.out_filters), spec.norm_epsilon)
+        self.rezero = Scale()
+        self.stochastic_depth = StochasticDepth(drop_rate)
+        self.skip = SkipProjection(spec, layer) if layer.has_skip_projection else None
+
+    def forward(
+        self,
+        x: Tensor,
+        stream_buffer: Tensor | None,
+        pool_buffer: Tensor | None,
+        frame_count: Tensor,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the output, the next stream buffer and the next pool buffer."""
+        skip = x if self.skip is None else self.skip(x)
+        x, stream_buffer = self.depthwise(self.expansion(x), stream_buffer)
+        if self.squeeze_excitation is not None:
+            x, pool_buffer = self.squeeze_excitation(x, pool_buffer, frame_count)
+        x = self.stochastic_depth(self.rezero(self.projection(x)))
+        return x + skip, stream_buffer, pool_buffer
+
+
+class Classifier(nn.Module):
+    """Two 1x1 convolutions with biases; the first has an activation and dropout behind it."""
+
+    def __init__(self, spec: ModelSpec, dropout: float) -> None:
+        super().__init__()
+        width = spec.head.head_filters
+        self.hidden = ConvBlock(
+            Conv(spec.head.project_filters, width, bias=True),
+            activation=ACTIVATIONS[spec.classifier_activation],
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.output = ConvBlock(Conv(width, spec.num_classes, bias=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, classes), of the pooled head, (batch, channels, 1, 1, 1)."""
+        logits: Tensor = self.output(self.dropout(self.hidden(x)))
+        return logits.flatten(1)

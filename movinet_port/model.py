@@ -1,0 +1,372 @@
+"""The network: a stem, bottleneck layers, a head and a classifier.
+
+One implementation serves three ways of calling: a base network sees whole clips; a stream network
+either takes its state and returns it (`MoViNet.step`), or keeps it between calls
+(`MoViNet.forward` and `MoViNet.clean_activation_buffers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from movinet_port.errors import SpecError, StateError
+from movinet_port.layers import (
+    ACTIVATIONS,
+    Bottleneck,
+    Classifier,
+    ClipPool,
+    Conv,
+    ConvBlock,
+    StreamConvBlock,
+    at_least_float32,
+)
+from movinet_port.spec import ModelSpec
+from movinet_port.variants import get_spec
+
+State = dict[str, Tensor]
+
+# Canonical names of what a stream network remembers; the first two have a layer's name before.
+STREAM_BUFFER = "stream_buffer"
+POOL_BUFFER = "pool_buffer"
+FRAME_COUNT = "frame_count"
+
+
+class MoViNet(nn.Module):
+    """A mobile video network (arXiv 2103.11511) as Google published it.
+
+    Args:
+        spec: the architecture; or a node of `movinet_port.config`, such as
+            ``_C.MODEL.MoViNetA0``, together with `num_classes` and `causal`.
+        num_classes: number of logits; by default what the spec says.
+        causal: for a node of `movinet_port.config`: True for the published stream network,
+            False for the base one.
+        dropout: rate before the last classifier layer, in training.
+        stochastic_depth: rate at which the last layer's branch is dropped in training; earlier
+            layers' rates grow linearly up to it. The authors train with 0.2 for both rates.
+        **overrides: any other field of `ModelSpec`.
+
+    Input is (batch, 3, frames, height, width), RGB in [0, 1], of any size and number of frames;
+    output is logits, (batch, classes).
+
+    Raises:
+        SpecError: the arguments describe no MoViNet.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec | Any,
+        num_classes: int | None = None,
+        causal: bool | None = None,
+        *,
+        dropout: float = 0.2,
+        stochastic_depth: float = 0.2,
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        self.spec = _resolve_spec(spec, num_classes, causal, overrides)
+        spec = self.spec
+        layers = list(spec.layers())
+        self.stem = StreamConvBlock(
+            spec, 3, spec.stem.filters, spec.stem.kernel_size, spec.stem.strides
+        )
+        for number, layer in enumerate(layers, start=1):
+            rate = stochastic_depth * number / len(layers)
+            self.add_module(layer.name, Bottleneck(spec, layer, rate))
+        self.layer_names = tuple(layer.name for layer in layers)
+        project = Conv(layers[-1].out_filters, spec.head.project_filters)
+        self.head = ConvBlock(project, spec.norm_epsilon, ACTIVATIONS[spec.activation])
+        self.pool = ClipPool()
+        self.classifier = Classifier(spec, dropout)
+        self._state: State | None = None
+        self._stream_shape: tuple[int, int, int] | None = None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # As the authors: small logits at the start.
+        nn.init.normal_(self.classifier.output.conv.weight, std=0.01)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Return logits of the clip, or of the video up to and with this clip.
+
+        A stream network remembers the clips since `clean_activation_buffers` and its logits are
+        those of the whole video so far. What it remembers is detached from the graph, so that
+        each clip's ``backward()`` stands alone.
+
+        Args:
+            video: (batch, 3, frames, height, width), RGB in [0, 1].
+
+        Returns:
+            (batch, classes) logits.
+
+        Raises:
+            StateError: the batch or the frame size is another than that of the clip before.
+        """
+        if not self.spec.causal:
+            return self._run(video, None)[0]
+        batch, height, width = _check_video(video)
+        if self._state is None:
+            self._state = self.init_state(batch, height, width)
+            self._stream_shape = (batch, height, width)
+        elif self._stream_shape != (batch, height, width):
+            raise StateError(
+                f"the clip is (batch, height, width) = {(batch, height, width)}, but the video so "
+                f"far was {self._stream_shape}; call clean_activation_buffers() before another "
+                f"video"
+            )
+        logits, state = self._run(video, self._state)
+        self._state = {name: value.detach() for name, value in state.items()}
+        return logits
+
+    def clean_activation_buffers(self) -> None:
+        """Forget the video so far. To be called after the last clip of a video."""
+        self._state = None
+        self._stream_shape = None
+
+    def init_state(self, batch: int, height: int, width: int) -> State:
+        """Return the state before the first frame of a video.
+
+        Args:
+            batch: number of videos.
+            height, width: size of the frames, in pixels.
+
+        Returns:
+            Tensors on the network's device: ``{layer}.stream_buffer`` (batch, channels, frames,
+            height, width) in the network's dtype; ``{layer}.pool_buffer`` and
+            ``head.pool_buffer`` (batch, channels, 1, 1, 1), float32 or wider;
+            ``frame_count`` (batch,) int64.
+
+        Raises:
+            StateError: the network is not causal, so it has no state.
+        """
+        if not self.spec.causal:
+            raise StateError(
+                f"{self.spec.name} base is no stream network and has no state; "
+                f"create it with mode='stream'"
+            )
+        weight = self.stem.conv.weight
+        dtypes = {FRAME_COUNT: torch.int64, POOL_BUFFER: at_least_float32(weight.dtype)}
+        return {
+            name: torch.zeros(
+                (batch, *shape),
+                dtype=dtypes.get(name.rpartition(".")[2], weight.dtype),
+                device=weight.device,
+            )
+            for name, shape in self.state_shapes(height, width).items()
+        }
+
+    def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape, without the batch, of every state for frames of the given size."""
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def visit(name: str, block: StreamConvBlock, h: int, w: int) -> tuple[int, int]:
+            shape = block.buffer_shape(h, w)
+            if shape is not None:
+                shapes[f"{name}.{STREAM_BUFFER}"] = shape
+            _, stride_h, stride_w = block.conv.stride
+            return -(-h // stride_h), -(-w // stride_w)
+
+        height, width = visit("stem", self.stem, height, width)
+        for name in self.layer_names:
+            layer = self._layer(name)
+            height, width = visit(name, layer.depthwise, height, width)
+            se = layer.squeeze_excitation
+            if se is not None and se.temporal_pool is not None:
+                shapes[f"{name}.{POOL_BUFFER}"] = (se.expand.conv.out_channels, 1, 1, 1)
+        shapes[f"head.{POOL_BUFFER}"] = (self.head.conv.out_channels, 1, 1, 1)
+        shapes[FRAME_COUNT] = ()
+        return shapes
+
+    def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
+        """Return logits of the video up to and with this clip, and the state after it.
+
+        Pure: nothing is kept in the network, `state` is not changed, gradients flow through it.
+
+        Args:
+            video: the next clip of the video, (batch, 3, frames, height, width).
+            state: from `init_state`, or from the clip before.
+
+        Returns:
+            (batch, classes) logits; the state, as `init_state` describes it.
+
+        Raises:
+            StateError: the network is not causal, or the state is not one of this network for
+                this batch and frame size.
+        """
+        if not self.spec.causal:
+            self.init_state(1, 1, 1)  # raises, with the reason
+        if not torch.compiler.is_compiling():
+            self._check_state(video, state)
+        return self._run(video, state)
+
+    def features(self, video: Tensor) -> dict[str, Tensor]:
+        """Return what each stage of the network makes of a clip that starts its video.
+
+        Args:
+            video: (batch, 3, frames, height, width).
+
+        Returns:
+            "stem" and "block{i}_layer{j}": (batch, channels, frames, height, width) of that
+            stage; "head": (batch, channels, 1, 1, 1), pooled.
+        """
+        endpoints: dict[str, Tensor] = {}
+        batch, height, width = _check_video(video)
+        state = self.init_state(batch, height, width) if self.spec.causal else None
+        self._run(video, state, endpoints.__setitem__)
+        return endpoints
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last classifier layer by a new one for `num_classes` classes."""
+        self.spec = self.spec.replace(num_classes=num_classes)
+        old = self.classifier.output.conv
+        new = Conv(old.in_channels, num_classes, bias=True).to(old.weight)
+        nn.init.normal_(new.weight, std=0.01)
+        nn.init.zeros_(new.bias)  # type: ignore[arg-type]  # made with bias=True above
+        self.classifier.output.conv = new
+
+    def _layer(self, name: str) -> Bottleneck:
+        layer = self.get_submodule(name)
+        assert isinstance(layer, Bottleneck)
+        return layer
+
+    def _run(
+        self,
+        video: Tensor,
+        state: Mapping[str, Tensor] | None,
+        record: Callable[[str, Tensor], None] | None = None,
+    ) -> tuple[Tensor, State]:
+        batch, _, _ = _check_video(video)
+        old: Mapping[str, Tensor] = state or {}
+        new: State = {}
+
+        def keep(name: str, value: Tensor | None) -> None:
+            if state is not None and value is not None:
+                new[name] = value
+
+        def emit(name: str, value: Tensor) -> None:
+            if record is not None:
+                record(name, value)
+
+        if state is None:
+            count = torch.zeros(batch, dtype=torch.int64, device=video.device)
+        else:
+            count = old[FRAME_COUNT]
+        x, buffer = self.stem(video, old.get(f"stem.{STREAM_BUFFER}"))
+        keep(f"stem.{STREAM_BUFFER}", buffer)
+        emit("stem", x)
+        for name in self.layer_names:
+            stream, pool = f"{name}.{STREAM_BUFFER}", f"{name}.{POOL_BUFFER}"
+            x, buffer, total = getattr(self, name)(x, old.get(stream), old.get(pool), count)
+            keep(stream, buffer)
+            keep(pool, total)
+            emit(name, x)
+        x, total = self.pool(self.head(x), old.get(f"head.{POOL_BUFFER}"), count)
+        keep(f"head.{POOL_BUFFER}", total)
+        emit("head", x)
+        keep(FRAME_COUNT, count + video.shape[2])
+        return self.classifier(x), new
+
+    def _check_state(self, video: Tensor, state: Mapping[str, Tensor]) -> None:
+        batch, height, width = _check_video(video)
+        shapes = self.state_shapes(height, width)
+        missing, unknown = shapes.keys() - state.keys(), state.keys() - shapes.keys()
+        if missing or unknown:
+            raise StateError(
+                f"the state is not one of {self.spec.name}: missing "
+                f"{', '.join(sorted(missing)) or 'none'}; unknown "
+                f"{', '.join(sorted(unknown)) or 'none'}; start with init_state()"
+            )
+        for name, shape in shapes.items():
+            if tuple(state[name].shape) != (batch, *shape):
+                raise StateError(
+                    f"state {name!r} has shape {tuple(state[name].shape)}, expected "
+                    f"{(batch, *shape)} for a batch of {batch} at {height} x {width}; "
+                    f"a new batch or frame size starts with a new init_state()"
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoViNet:
+        # What .to(), .half(), .cuda() do to the parameters they do to the stream in flight too.
+        super()._apply(fn, recurse)
+        if self._state is not None:
+            moved = {name: fn(value) for name, value in self._state.items()}
+            for name in filter(_is_pool, moved):
+                moved[name] = self._state[name].to(
+                    moved[name].device, at_least_float32(moved[name].dtype)
+                )
+            self._state = moved
+        return self
+
+
+def create_model(
+    name: str,
+    mode: str = "base",
+    num_classes: int = 600,
+    *,
+    dropout: float = 0.2,
+    stochastic_depth: float = 0.2,
+    **overrides: Any,
+) -> MoViNet:
+    """Build a member of the family, with random weights, in training mode.
+
+    Args:
+        name: "a0" to "a5", or "t0"; `list_models` lists them.
+        mode: "base" or "stream".
+        num_classes: number of logits.
+        dropout, stochastic_depth: rates in training, as in `MoViNet`.
+        **overrides: any other field of `ModelSpec`.
+
+    Raises:
+        SpecError: unknown name, mode or field, or values that make no MoViNet.
+    """
+    spec = get_spec(name, mode, num_classes, **overrides)
+    return MoViNet(spec, dropout=dropout, stochastic_depth=stochastic_depth)
+
+
+def _resolve_spec(
+    spec: Any, num_classes: int | None, causal: bool | None, overrides: Mapping[str, Any]
+) -> ModelSpec:
+    if isinstance(num_classes, bool):
+        raise SpecError(
+            f"the second argument of MoViNet is the number of classes, found {num_classes}; "
+            f"write MoViNet(cfg, 600, causal={num_classes})"
+        )
+    changes = dict(overrides)
+    if num_classes is not None:
+        changes["num_classes"] = num_classes
+    if isinstance(spec, ModelSpec):
+        if causal is not None and causal != spec.causal:
+            changes["causal"] = causal
+        return spec.replace(**changes)
+    name = getattr(spec, "variant", None)
+    if name is None:
+        raise SpecError(
+            f"MoViNet expects a ModelSpec or a node of movinet_port.config such as "
+            f"_C.MODEL.MoViNetA0, found {type(spec).__name__}; "
+            f"movinet_port.create_model('a0') builds a network by name"
+        )
+    return get_spec(name, "stream" if causal else "base", **changes)
+
+
+def _check_video(video: Tensor) -> tuple[int, int, int]:
+    """Return (batch, height, width)."""
+    if video.ndim != 5 or video.shape[1] != 3:
+        raise StateError(
+            f"the clip has shape {tuple(video.shape)}, expected (batch, 3, frames, height, width); "
+            f"TensorFlow's (batch, frames, height, width, 3) becomes that by "
+            f".permute(0, 4, 1, 2, 3)"
+        )
+    if video.shape[2] == 0:
+        raise StateError("the clip has no frames, expected at least one")
+    return video.shape[0], video.shape[3], video.shape[4]
+
+
+def _is_pool(state_name: str) -> bool:
+    return state_name.endswith(POOL_BUFFER)

@@ -1,0 +1,1 @@
+"""Comparing a PyTorch network with its TensorFlow reference."""

@@ -1,8 +1,8 @@
 """Checkpoint files: a spec, its weights, and where they came from.
 
 A ``.pt`` file is a dict that ``torch.load(path, weights_only=True)`` gives, with the keys
-"format_version", "spec", "provenance" and "state_dict". A ``.safetensors`` file holds the same
-state dict, and the rest as JSON in its header's metadata.
+"format_version", "spec", "provenance" and "state_dict", and "labels" if the classes have names. A
+``.safetensors`` file holds the same state dict, and the rest as JSON in its header's metadata.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from movinet_port.errors import CheckpointError, SpecError
 from movinet_port.files import whole_file
+from movinet_port.labels import LabelsError, check_labels
 from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
 
@@ -36,11 +37,13 @@ class Checkpoint:
         state_dict: every parameter and buffer of ``MoViNet(spec)``.
         provenance: plain data: source, sha256 of what was read, date, versions of the tools,
             and what was recognised.
+        labels: the classes' names in the order of the logits, if known.
     """
 
     spec: ModelSpec
     state_dict: Mapping[str, Tensor]
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
 
     def build(self) -> MoViNet:
         """Return the network with these weights, in eval mode.
@@ -51,8 +54,11 @@ class Checkpoint:
         with torch.device("meta"):
             model = MoViNet(self.spec)
         check_fit(model.state_dict(), self.state_dict)
+        if self.labels is not None:
+            check_labels(self.labels, self.spec.num_classes, "labels")
         # Assigned, not copied: nothing was allocated for the network on the meta device.
         model.load_state_dict(dict(self.state_dict), assign=True)
+        model.labels = self.labels
         return model.eval()
 
 
@@ -89,24 +95,20 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """
     with whole_file(path) as temporary:
         state_dict = {name: t.contiguous() for name, t in checkpoint.state_dict.items()}
-        spec, provenance = checkpoint.spec.to_dict(), dict(checkpoint.provenance)
+        content: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "spec": checkpoint.spec.to_dict(),
+            "provenance": dict(checkpoint.provenance),
+        }
+        if checkpoint.labels is not None:
+            content["labels"] = list(checkpoint.labels)
         if Path(path).suffix == SAFETENSORS:
             from safetensors.torch import save_file
 
-            metadata = {
-                "format_version": str(FORMAT_VERSION),
-                "spec": json.dumps(spec),
-                "provenance": json.dumps(provenance),
-            }
+            metadata = {key: json.dumps(value) for key, value in content.items()}
             _translate_oserror(save_file, state_dict, temporary, metadata)
         else:
-            content = {
-                "format_version": FORMAT_VERSION,
-                "spec": spec,
-                "provenance": provenance,
-                "state_dict": state_dict,
-            }
-            _translate_oserror(torch.save, content, temporary)
+            _translate_oserror(torch.save, {**content, "state_dict": state_dict}, temporary)
 
 
 def _translate_oserror(write: Any, *args: Any) -> None:
@@ -129,6 +131,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"cannot read {path}: no such file")
     content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pt(path)
+    _check_content(path, content)
     version = content["format_version"]
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -139,7 +142,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         spec = ModelSpec.from_dict(content["spec"])
     except SpecError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    return Checkpoint(spec, content["state_dict"], content["provenance"])
+    labels = content.get("labels")
+    return Checkpoint(
+        spec,
+        content["state_dict"],
+        content["provenance"],
+        None if labels is None else tuple(labels),
+    )
 
 
 def load(path: str | os.PathLike[str]) -> MoViNet:
@@ -152,47 +161,46 @@ def load(path: str | os.PathLike[str]) -> MoViNet:
     checkpoint = load_checkpoint(path)
     try:
         return checkpoint.build()
-    except CheckpointError as error:
+    except (CheckpointError, LabelsError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-_KEYS = ("format_version", "spec", "provenance", "state_dict")
+_KEYS = {"format_version": int, "spec": dict, "provenance": dict, "state_dict": dict}
 
 
-def _read_pt(path: Path) -> dict[str, Any]:
+def _check_content(path: Path, content: Any) -> None:
+    found = content if isinstance(content, dict) else {}
+    if not all(isinstance(found.get(key), kind) for key, kind in _KEYS.items()) or not all(
+        isinstance(tensor, Tensor) for tensor in found["state_dict"].values()
+    ):
+        raise CheckpointError(
+            f"cannot read {path}: no checkpoint of movinet-port: expected the keys "
+            f"{', '.join(_KEYS)}, found {', '.join(map(str, list(found)[:4])) or type(content)}; "
+            f"'movinet-port convert' makes one"
+        )
+
+
+def _read_pt(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged archive fails in as many ways as there are parsers inside torch.load.
     except Exception as error:
         raise CheckpointError(
             f"cannot read {path}: no PyTorch file that loads with weights_only=True "
             f"({type(error).__name__}); convert the model again"
         ) from error
-    if not isinstance(content, dict) or any(key not in content for key in _KEYS):
-        found = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else ""
-        raise CheckpointError(
-            f"cannot read {path}: no checkpoint of movinet-port: expected the keys "
-            f"{', '.join(_KEYS)}; found {found or type(content).__name__}; "
-            f"'movinet-port convert' makes one"
-        )
-    return content
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            content: dict[str, Any] = {
-                "format_version": int(metadata["format_version"]),
-                "spec": json.loads(metadata["spec"]),
-                "provenance": json.loads(metadata["provenance"]),
-                "state_dict": {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118  # no dict
-            }
-    except (SafetensorError, KeyError, ValueError) as error:
+            content = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"cannot read {path}: no safetensors checkpoint of movinet-port "
             f"({type(error).__name__}: {error}); convert the model again"
         ) from error
-    return content
+    return {**content, "state_dict": tensors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from rich.table import Table
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
 from movinet_port.errors import MovinetPortError, nearest
+from movinet_port.labels import read_labels
 from movinet_port.spec import Activation, CausalPadding, Gate
 from movinet_port.variants import list_models
 
@@ -117,6 +119,13 @@ def main() -> None:
 @click.option("--gate", type=click.Choice(get_args(Gate)), help="Where no graph tells.")
 @click.option("--padding", type=click.Choice(get_args(CausalPadding)), help="Likewise.")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="Likewise.")
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Text file with the classes' names, one per line, to keep in the output.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show TensorFlow's own messages.")
 def convert(
     model: str | None,
@@ -128,6 +137,7 @@ def convert(
     gate: str | None,
     padding: str | None,
     activation: str | None,
+    labels_file: str | None,
     verbose: bool,
 ) -> None:
     """Convert a TensorFlow MoViNet into a PyTorch checkpoint, and compare both sides.
@@ -149,11 +159,15 @@ def convert(
             progress=progress,
             **{field: value for field, value in given.items() if value is not None},
         )
-        spec = conversion.checkpoint.spec
+        checkpoint = conversion.checkpoint
+        spec = checkpoint.spec
+        if labels_file is not None:
+            labels = read_labels(labels_file, spec.num_classes)
+            checkpoint = dataclasses.replace(checkpoint, labels=labels)
         path = output or f"movinet_{spec.name}_{spec.mode}.{suffix or 'pt'}"
         _check_suffix(path, suffix)
         progress(f"writing {path}")
-        movinet_port.save(conversion.checkpoint, path)
+        movinet_port.save(checkpoint, path)
     _print_summary(conversion, path, skipped=no_verify)
 
 

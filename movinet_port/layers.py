@@ -129,7 +129,7 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = conv
-        self.norm = batch_norm(conv.out_channels, norm_epsilon) if norm_epsilon else None
+        self.norm = None if norm_epsilon is None else batch_norm(conv.out_channels, norm_epsilon)
         self.activation = activation() if activation else None
 
     def forward(self, x: Tensor) -> Tensor:

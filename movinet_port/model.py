@@ -81,6 +81,7 @@ class MoViNet(nn.Module):
         self.head = ConvBlock(project, spec.norm_epsilon, ACTIVATIONS[spec.activation])
         self.pool = ClipPool()
         self.classifier = Classifier(spec, dropout)
+        self.labels: tuple[str, ...] | None = None  # the classes' names, if known
         self._state: State | None = None
         self._stream_shape: tuple[int, int, int] | None = None
         self._initialise()
@@ -231,6 +232,7 @@ class MoViNet(nn.Module):
         nn.init.normal_(new.weight, std=0.01)
         nn.init.zeros_(new.bias)  # type: ignore[arg-type]  # made with bias=True above
         self.classifier.output.conv = new
+        self.labels = None
 
     def _layer(self, name: str) -> Bottleneck:
         layer = self.get_submodule(name)

@@ -87,11 +87,11 @@ def convert_source(
         VerificationError: the converted network does not give the source's logits.
     """
     _check_given(given)
-    if mode is not None:
-        if mode not in ("base", "stream"):
-            raise ConversionError(f"mode is {mode!r}, expected 'base' or 'stream'")
-        given = {**given, "causal": mode == "stream"}
-    with open_source(source) as opened:
+    if mode is not None and mode not in ("base", "stream"):
+        raise ConversionError(f"mode is {mode!r}, expected 'base' or 'stream'")
+    with open_source(source, progress) as opened:
+        if mode is not None and opened.kind != "saved_model":
+            given = {**given, "causal": mode == "stream"}
         conversion = _convert_opened(opened, given, progress)
         _check_identity(opened, conversion.checkpoint.spec, model, mode)
         if verify and opened.kind == "saved_model":

@@ -233,7 +233,8 @@ class GraphEvidence:
                 if all(self._is_constant(s) or s in region for s, _ in inputs):
                     region.append(node.name)
                     frontier.append(node.name)
-        return region[-1]
+        computing = [n for n in region[1:] if self._graph.nodes[n].op not in PASS_THROUGH]
+        return computing[-1] if computing else start
 
     def _is_constant(self, name: str) -> bool:
         node = self._graph.nodes[name]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from converters.tensorflow import import_tensorflow_hub
+from converters.tensorflow import import_tensorflow, import_tensorflow_hub
 from movinet_port.checkpoint import listing
 from movinet_port.errors import MovinetPortError
 
@@ -122,8 +122,8 @@ def _reason(error: BaseException) -> str:
     """Return one line that says why."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}".strip()
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
-        return _reason(error.reason)
+    if isinstance(error, urllib.error.URLError):
+        return error.reason if isinstance(error.reason, str) else _reason(error.reason)
     if isinstance(error, TimeoutError):
         return f"no answer for {TIMEOUT:g} seconds"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -144,15 +144,20 @@ def _fetch(url: str) -> Path:
     # urllib, http.client, tarfile, zlib and TensorFlow's file system have an error type each.
     except Exception as error:
         reason = _reason(error)
+        advice = "give the handle of a TF2 SavedModel on TF Hub or Kaggle, or a tar.gz file's URL"
         if isinstance(error, urllib.error.HTTPError):
             error.close()
+        elif isinstance(error, (urllib.error.URLError, ConnectionError, TimeoutError)):
+            advice = "check the address and the network, or give a file or folder on this machine"
+        elif isinstance(error, import_tensorflow().errors.OpError):
+            advice = (
+                "set TFHUB_CACHE_DIR to a folder that is writable and has room, or download the "
+                "file and give its path"
+            )
         # tensorflow_hub says "not a valid module", and tarfile, under it, why.
-        if isinstance(error.__context__, tarfile.ReadError):
+        elif isinstance(error.__context__, tarfile.ReadError):
             reason = f"no tar archive came, or not all of one ({_reason(error.__context__)})"
-        raise SourceError(
-            f"cannot fetch {url}: {reason}; give the handle of a TF2 SavedModel on TF Hub or "
-            f"Kaggle, or the address of a tar.gz file"
-        ) from error
+        raise SourceError(f"cannot fetch {url}: {reason}; {advice}") from error
 
 
 @contextlib.contextmanager
@@ -280,11 +285,11 @@ def _extract(opened: tarfile.TarFile, folder: Path) -> None:
         mark += len(block)
         _check_limits(count, size + mark)
         if block.strip(b"\0"):
-            raise _Damaged(f"something unreadable follows the file number {count}")
+            raise _Damaged(f"what follows its entry {count} is unreadable")
     if not mark:
         raise _Damaged("its end is missing")
     if not count:
-        raise _Problem("the archive is empty")
+        raise _Problem("the archive is empty; download it again")
 
 
 def _check_member(member: tarfile.TarInfo) -> None:
@@ -300,10 +305,10 @@ def _check_member(member: tarfile.TarInfo) -> None:
 
 def _check_limits(count: int, size: int) -> None:
     if count > MAX_MEMBERS:
-        raise _Problem(f"the archive holds more than {MAX_MEMBERS} files, no MoViNet does")
+        raise _Problem(f"it holds more than {MAX_MEMBERS} files; a SavedModel is a handful")
     if size > MAX_UNPACKED_BYTES:
         raise _Problem(
-            f"unpacked, the archive is larger than {MAX_UNPACKED_BYTES} bytes, no MoViNet is"
+            f"it unpacks to more than {MAX_UNPACKED_BYTES} bytes; a MoViNet is a few hundred MB"
         )
 
 
@@ -327,8 +332,8 @@ def _find_in(folder: Path) -> tuple[Kind, Path]:
         raise _Problem(f"several models: {listing([entry.name for entry, _ in inner])}; give one")
     there = listing([entry.name + "/" * entry.is_dir() for entry in entries]) or "nothing"
     raise _Problem(
-        f"neither a SavedModel ({GRAPH_FILE}) nor a TF2 checkpoint (*.index) in this folder or in "
-        f"a sub-folder; there is: {there}"
+        f"it holds no SavedModel ({GRAPH_FILE}) and no TF2 checkpoint (*.index), nor does one of "
+        f"its sub-folders; there is: {there}"
     )
 
 
@@ -383,7 +388,7 @@ def _as_prefix(name: str) -> Path | None:
     if Path(f"{name}.index").is_file():
         return path
     if path.parent.is_dir() and _shards(path):
-        raise _Problem(f"{path.name}.index is missing; a checkpoint has one next to its data")
+        raise _Problem(f"{path.name}.index is missing; copy every file of it")
     return None
 
 
@@ -401,7 +406,7 @@ def _checkpoint_files(prefix: Path) -> list[str]:
     """Return the names of a checkpoint's files, all of them present."""
     index = f"{prefix.name}.index"
     if not (prefix.parent / index).is_file():
-        raise _Problem(f"{index} is missing")
+        raise _Problem(f"{index} is missing; copy every file of it")
     # A checkpoint saved again with another number of parts may have left old ones behind.
     missing = [f"{prefix.name}.data-00000-of-00001"]
     for count, parts in sorted(_shards(prefix).items()):
@@ -412,7 +417,9 @@ def _checkpoint_files(prefix: Path) -> list[str]:
         ]
         if not missing:
             return [index, *parts.values()]
-    raise _Problem(f"{listing(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+    raise _Problem(
+        f"{listing(missing)} {'is' if len(missing) == 1 else 'are'} missing; copy every file of it"
+    )
 
 
 def _digest(path: Path, kind: Kind) -> str:
@@ -423,7 +430,9 @@ def _digest(path: Path, kind: Kind) -> str:
     else:
         folder, variables = path, path / VARIABLES
         if not variables.is_dir():
-            raise _Problem(f"no SavedModel: the folder {VARIABLES} is missing next to {GRAPH_FILE}")
+            raise _Problem(
+                f"the folder {VARIABLES} is missing next to {GRAPH_FILE}; copy every file of it"
+            )
         _checkpoint_files(variables / VARIABLES)
         files = (file for file in variables.iterdir() if file.is_file())
         names = [GRAPH_FILE, *(f"{VARIABLES}/{file.name}" for file in files)]

@@ -85,8 +85,9 @@ def verify_saved_model(folder: Path, model: MoViNet, seed: int = 0) -> Verificat
                 f"the source gives logits of shape {expected.shape}, "
                 f"the converted network {found.shape}"
             )
-        difference = max(difference, float(np.abs(expected - found).max()))
-        magnitude = max(magnitude, float(np.abs(expected).max()))
+        # np.maximum and not max, which loses NaN.
+        difference = float(np.maximum(difference, np.abs(expected - found).max()))
+        magnitude = float(np.maximum(magnitude, np.abs(expected).max()))
     model.clean_activation_buffers()
     return Verification((batch, clips, frames, height, width), difference, magnitude)
 

@@ -7,21 +7,21 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import Any, NoReturn, get_args
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
 from movinet_port.errors import MovinetPortError, nearest
+from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
 from movinet_port.spec import Activation, CausalPadding, Gate
 from movinet_port.variants import list_models
-
-if TYPE_CHECKING:
-    from converters import Conversion
 
 MISMATCH = 1
 USER_ERROR = 2
@@ -29,6 +29,23 @@ USER_ERROR = 2
 
 class _Group(click.Group):
     """A group whose commands end with one line and exit code 2 on a user's error."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command and exit; a mistake in the command line is one line too."""
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(*args, **extra)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            see = f"; see '{context.command_path} --help'" if context else ""
+            _fail(f"{error.format_message().rstrip('.')}{see}", USER_ERROR)
+        sys.exit(code)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(USER_ERROR)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         from converters.errors import VerificationError
@@ -40,26 +57,28 @@ class _Group(click.Group):
             _fail(error, MISMATCH)
         except MovinetPortError as error:
             _fail(error, USER_ERROR)
+        except KeyboardInterrupt:
+            _fail("interrupted", 128 + signal.SIGINT)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             help_text = nearest(args[0], self.list_commands(ctx))
-            raise click.UsageError(f"{error.message}{help_text}", ctx) from error
+            raise click.UsageError(f"{error.message.rstrip('.')}{help_text}", ctx) from error
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> NoReturn:
     click.echo(f"error: {' '.join(str(error).split())}", err=True)
     sys.exit(code)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command like Ctrl-C, so that temporary files are removed."""
+    """Let SIGTERM end a command by an exception, so that temporary files are removed."""
 
     def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        sys.exit(128 + number)
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
@@ -145,14 +164,18 @@ def convert(
     Exit code 0: converted. 1: the logits differ, nothing was written. 2: the source or the
     output cannot be used.
     """
-    from converters import convert_source
+    from converters import convert_source, summary
     from converters.tensorflow import import_tensorflow, quiet
 
     given = {"gate": gate, "causal_padding": padding, "activation": activation}
+    if source is None:
+        source = _newest(model, mode)
+    if output is not None:
+        _check_output(output, suffix)
     with quiet(verbose), _progress() as progress:
         import_tensorflow(verbose)
         conversion = convert_source(
-            source or _newest(model, mode),
+            source,
             model=model,
             mode=mode,
             verify=not no_verify,
@@ -164,11 +187,19 @@ def convert(
         if labels_file is not None:
             labels = read_labels(labels_file, spec.num_classes)
             checkpoint = dataclasses.replace(checkpoint, labels=labels)
-        path = output or f"movinet_{spec.name}_{spec.mode}.{suffix or 'pt'}"
-        _check_suffix(path, suffix)
-        progress(f"writing {path}")
-        movinet_port.save(checkpoint, path)
-    _print_summary(conversion, path, skipped=no_verify)
+        if output is None:
+            output = f"movinet_{spec.name}_{spec.mode}.{suffix or 'pt'}"
+        progress(f"writing {output}")
+        movinet_port.save(checkpoint, output)
+    rows = summary.identity_rows(conversion)
+    rows += summary.deviation_rows(conversion, evidence=False)
+    rows += summary.assumption_rows(conversion)
+    rows.append(("written", output))
+    if conversion.verification is not None:
+        rows += summary.verification_rows(conversion.verification)
+    else:
+        rows.append(("compared", "no: --no-verify" if no_verify else "no: it has no graph"))
+    _print_rows(rows)
 
 
 def _newest(model: str | None, mode: str | None) -> str:
@@ -182,76 +213,63 @@ def _newest(model: str | None, mode: str | None) -> str:
         raise MovinetPortError(f"{error.args[0]}; name a source with --hub-url") from error
 
 
-def _check_suffix(path: str, suffix: str | None) -> None:
-    is_safetensors = path.endswith(SAFETENSORS)
+class _Tried(Exception):
+    pass
+
+
+def _check_output(path: str, suffix: str | None) -> None:
+    """Find out before the work what would keep its result from being written."""
+    is_safetensors = Path(path).suffix == SAFETENSORS
     if suffix is not None and is_safetensors != (suffix == "safetensors"):
         raise MovinetPortError(
             f"--format {suffix} and the output {path} contradict each other; a safetensors file "
             f"ends in {SAFETENSORS}, a PyTorch file in anything else"
         )
+    # A file that is not finished leaves nothing behind.
+    with contextlib.suppress(_Tried), whole_file(path):
+        raise _Tried
 
 
-def _print_summary(conversion: Conversion, path: str, skipped: bool) -> None:
-    from converters.deviations import deviations
-
-    checkpoint = conversion.checkpoint
-    spec, findings = checkpoint.spec, {f.field: f for f in conversion.findings}
-    trained = sum(
-        tensor.numel()
-        for name, tensor in checkpoint.state_dict.items()
-        if not name.rpartition(".")[2].startswith(("running_", "num_batches"))
-    )
-    assumed = [f for f in conversion.findings if f.how != "read"]
-    rows = [
-        ("source", str(checkpoint.provenance["source"])),
-        ("network", f"{spec.name} {spec.mode}, era {conversion.era}"),
-        ("classes", str(spec.num_classes)),
-        ("parameters", f"{trained:,} in {len(conversion.used)} variables, every one used once"),
-        ("left out", ", ".join(conversion.outside) or "nothing"),
-        *(
-            ("deviation" if number == 0 else "", deviation.text + _basis(findings, deviation.field))
-            for number, deviation in enumerate(deviations(spec))
-        ),
-        *(
-            ("not read" if number == 0 else "", f"{f.field} = {f.value} is {f.how}: {f.where}")
-            for number, f in enumerate(assumed)
-        ),
-        ("written", path),
-    ]
-    if conversion.verification is not None:
-        check = conversion.verification
-        batch, clips, frames, height, width = check.shape
-        rows += [
-            (
-                "compared",
-                f"{clips} clip{'s' if clips > 1 else ''} of {frames} frames of {height} x {width}, "
-                f"batch {batch}, TensorFlow against PyTorch",
-            ),
-            (
-                "difference",
-                f"{check.difference:.2e} at logits up to {check.magnitude:.3g}: "
-                f"{check.relative:.1e} of the largest (bound {check.bound:.0e})",
-            ),
-        ]
-    else:
-        rows.append(("compared", "no: --no-verify" if skipped else "no: the source has no graph"))
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    """Print labelled rows: folded to the width of a terminal, one line each into a pipe."""
+    if not sys.stdout.isatty():
+        for label, text in rows:
+            click.echo(f"{label:<10}  {text}".rstrip())
+        return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows:
-        table.add_row(label, text)
-    # A pipe has no width to keep to.
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    if console.is_terminal:
-        console.print(table, markup=False)
-    else:
-        for label, text in rows:
-            click.echo(f"{label:<10}  {text}".rstrip())
+        table.add_row(label, escape(text))
+    Console(highlight=False).print(table)
 
 
-def _basis(findings: dict[str, Any], field: str) -> str:
-    finding = findings.get(field)
-    return f" ({finding.how})" if finding is not None and finding.how != "read" else ""
+@main.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE [OTHER]")
+@click.option("-v", "--verbose", is_flag=True, help="Show TensorFlow's own messages.")
+def inspect(sources: tuple[str, ...], verbose: bool) -> None:
+    """Say what a source is, or how two sources differ, without converting anything.
+
+    SOURCE is what convert's --hub-url takes.
+    """
+    from converters import convert_source, summary
+    from converters.inspect import difference
+    from converters.tensorflow import import_tensorflow, quiet
+
+    if len(sources) > 2:
+        raise click.UsageError(f"one or two sources, found {len(sources)}")
+    with quiet(verbose), _progress() as progress:
+        import_tensorflow(verbose)
+        found = [convert_source(s, verify=False, progress=progress) for s in sources]
+    for conversion in found:
+        _print_rows(
+            summary.identity_rows(conversion)
+            + summary.deviation_rows(conversion, evidence=True)
+            + summary.assumption_rows(conversion)
+        )
+        click.echo()
+    if len(found) == 2:
+        _print_rows(summary.difference_rows(difference(*found)))
 
 
 @main.command(name="list")

@@ -1,0 +1,109 @@
+"""Reading Keras's HDF5 files; only datasets are read, and nothing in a file is executed.
+
+Keras writes three kinds: ``save_weights("x.h5")``; the whole model, ``save("x.h5")``, with the
+same below "model_weights"; and Keras 3's ``save_weights("x.weights.h5")``, which ``x.keras`` files
+hold too (`converters.keras3`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.contents import Contents, Variable
+from converters.errors import ConversionError
+from converters.keras3 import layers_of_blocks, stated_by_config
+from converters.names import FULL_NAME, KERAS_3
+
+# How Keras 3's format ends the name of every variable.
+_NUMBERED = re.compile(r"(^|/)vars/\d+$")
+
+
+def read_hdf5(path: Path) -> Contents:
+    """List the variables of an HDF5 file that Keras wrote.
+
+    Raises:
+        ConversionError: the file is no HDF5 file, is damaged, or holds links to other files.
+    """
+    return contents_of_hdf5(path, path)
+
+
+def contents_of_hdf5(
+    file: Path | IO[bytes], name: Path, config: Mapping[str, Any] | None = None
+) -> Contents:
+    """List the variables of an opened or named HDF5 file.
+
+    Args:
+        file: what to read.
+        name: what messages call it.
+        config: the model's configuration, if it is kept elsewhere.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ConversionError(
+            f"reading {name} needs h5py ({error}): run pip install 'movinet-port[tf]'"
+        ) from error
+    try:
+        opened = h5py.File(file, "r")
+        datasets = _datasets(opened, h5py)
+        if config is None and "model_config" in opened.attrs:
+            config = json.loads(opened.attrs["model_config"])
+    # h5py's errors have no common type: OSError, RuntimeError, KeyError, ValueError, ...
+    except Exception as error:
+        raise _damaged(name, "it", error) from error
+    variables = [_variable(name, path, dataset) for path, dataset in datasets.items()]
+    stated = stated_by_config(config, name)
+    if any(_NUMBERED.search(path) for path in datasets):
+        return Contents(variables, KERAS_3, layers_of_blocks(variables, config), stated)
+    return Contents(variables, FULL_NAME, stated=stated)
+
+
+def _datasets(opened: Any, h5py: Any) -> dict[str, Any]:
+    """Return the numeric datasets, by path; soft and external links are not followed."""
+    found: dict[str, Any] = {}
+
+    def visit(path: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            # Such datasets take their values from other files.
+            if item.external or item.is_virtual:
+                raise ValueError(f"dataset {path} keeps its values in another file")
+            found[path] = item
+
+    opened.visititems(visit)
+    return found
+
+
+def _variable(name: Path, path: str, dataset: Any) -> Variable:
+    return Variable(
+        path=path,
+        full_name="",
+        shape=tuple(dataset.shape or ()),
+        dtype=str(dataset.dtype),
+        node=-1,
+        read=_reader_of(name, path, dataset),
+    )
+
+
+def _reader_of(name: Path, path: str, dataset: Any) -> Callable[[], NDArray[Any]]:
+    def read() -> NDArray[Any]:
+        try:
+            return np.asarray(dataset[()])
+        except Exception as error:
+            raise _damaged(name, f"its variable {path}", error) from error
+
+    return read
+
+
+def _damaged(name: Path, what: str, error: Exception) -> ConversionError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ConversionError(
+        f"{name}: cannot read {what}: {reason}; the file is damaged or no HDF5 file of Keras's, "
+        f"get it again"
+    )

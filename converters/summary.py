@@ -1,0 +1,93 @@
+"""What the command line says of a conversion, as rows of (label, text)."""
+
+from __future__ import annotations
+
+from converters.convert import Conversion
+from converters.deviations import Deviation, deviations
+from converters.inspect import SourceDifference
+from converters.recognise import Finding
+from converters.verify import Verification
+from movinet_port.checkpoint import listing
+
+Rows = list[tuple[str, str]]
+
+
+def identity_rows(conversion: Conversion) -> Rows:
+    """Say what the source is: network, era, classes, parameters."""
+    checkpoint = conversion.checkpoint
+    spec = checkpoint.spec
+    trained = sum(
+        tensor.numel()
+        for name, tensor in checkpoint.state_dict.items()
+        if not name.rpartition(".")[2].startswith(("running_", "num_batches"))
+    )
+    return [
+        ("source", str(checkpoint.provenance["source"])),
+        ("network", f"{spec.name} {spec.mode}, era {conversion.era}"),
+        ("classes", str(spec.num_classes)),
+        ("parameters", f"{trained:,} in {len(conversion.used)} variables, every one used once"),
+        ("left out", listing(list(conversion.outside)) or "nothing"),
+    ]
+
+
+def deviation_rows(conversion: Conversion, evidence: bool) -> Rows:
+    """List how the network departs from the paper's.
+
+    Args:
+        conversion: what was recognised.
+        evidence: say for each where it was read.
+    """
+    findings = {finding.field: finding for finding in conversion.findings}
+    rows: Rows = []
+    for deviation in deviations(conversion.checkpoint.spec):
+        rows.append(("" if rows else "deviation", deviation.text))
+        if evidence:
+            rows.append(("", f"    {_basis(deviation, findings.get(deviation.field))}"))
+    return rows
+
+
+def _basis(deviation: Deviation, finding: Finding | None) -> str:
+    if finding is None:
+        return "read off the skip projections' variables"
+    return f"{finding.how}{' off' if finding.how == 'read' else ':'} {finding.where}"
+
+
+def assumption_rows(conversion: Conversion) -> Rows:
+    """List what could not be read off the source."""
+    return [
+        ("" if number else "not read", f"{f.field} = {f.value} is {f.how}: {f.where}")
+        for number, f in enumerate(f for f in conversion.findings if f.how != "read")
+    ]
+
+
+def verification_rows(verification: Verification) -> Rows:
+    """Say how far apart both sides' logits are."""
+    batch, clips, frames, height, width = verification.shape
+    clip = "clip" if clips == 1 else "clips"
+    return [
+        (
+            "compared",
+            f"{clips} {clip} of {frames} frames of {height} x {width}, batch {batch}, "
+            f"TensorFlow against PyTorch",
+        ),
+        (
+            "difference",
+            f"{verification.difference:.2e} at logits up to {verification.magnitude:.3g}: "
+            f"{verification.relative:.1e} of the largest (bound {verification.bound:.0e})",
+        ),
+    ]
+
+
+def difference_rows(difference: SourceDifference) -> Rows:
+    """Say how two sources differ, in one line and then one by one."""
+    rows: Rows = [("difference", difference.summary())]
+    rows += [("", f"{field}: {a} and {b}") for field, a, b in difference.architecture]
+    rows += [
+        ("", f"{tensor.name}: {tensor.detail}{_gap(tensor.largest)}")
+        for tensor in difference.weights
+    ]
+    return rows
+
+
+def _gap(largest: float | None) -> str:
+    return "" if largest is None else f", by up to {largest:.3g}"

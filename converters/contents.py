@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from converters.names import OBJECT_PATH, Dialect
 
+# The largest network's weights take 130 MB; what claims to be far larger is damaged.
+MOST_BYTES = 1 << 30
+
 
 @dataclasses.dataclass(frozen=True)
 class Variable:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from torch import Tensor
 
 import movinet_port
 from converters import names
+from converters.contents import MOST_BYTES, Contents
 from converters.deviations import era
 from converters.errors import ConversionError
 from converters.evidence import GraphEvidence
+from converters.first_port import read_state_dict
 from converters.graph import load_graph
+from converters.hdf5 import read_hdf5, read_keras
 from converters.recognise import Finding, Located, locate_variables, recognise
 from converters.sources import Source, open_source
 from converters.tensorflow import import_tensorflow
@@ -28,6 +33,7 @@ from converters.verify import Verification, verify_saved_model
 from movinet_port.checkpoint import Checkpoint, listing
 from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
+from weights import find_handle
 
 # Called with what is being done; the command line shows it.
 Progress = Callable[[str], None]
@@ -71,8 +77,9 @@ def convert_source(
     """Convert a MoViNet of TensorFlow's.
 
     Args:
-        source: a TF Hub or Kaggle handle, an URL of a tar.gz, a SavedModel's folder, a tar.gz, or
-            a TF2 object-graph checkpoint.
+        source: a TF Hub or Kaggle handle, an URL of a tar.gz, a SavedModel's folder, a tar.gz, a
+            TF2 object-graph checkpoint, a Keras file (.h5, .weights.h5, .keras), or a state dict
+            file of the first PyTorch port.
         model: "a0" to "a5" or "t0": fail if the source is another network.
         mode: "base" or "stream": fail if the source is the other one.
         verify: run both sides on a random clip and compare, where the source has a graph.
@@ -89,11 +96,11 @@ def convert_source(
     _check_given(given)
     if mode is not None and mode not in ("base", "stream"):
         raise ConversionError(f"mode is {mode!r}, expected 'base' or 'stream'")
-    with open_source(source, progress) as opened:
+    with open_source(source, progress) as opened, _naming(opened):
         if mode is not None and opened.kind != "saved_model":
             given = {**given, "causal": mode == "stream"}
         conversion = _convert_opened(opened, given, progress)
-        _check_identity(opened, conversion.checkpoint.spec, model, mode)
+        _check_identity(conversion.checkpoint.spec, model, mode)
         if verify and opened.kind == "saved_model":
             progress("running both sides on a random clip")
             verification = verify_saved_model(opened.path, conversion.checkpoint.build())
@@ -102,23 +109,37 @@ def convert_source(
         return conversion
 
 
+@contextlib.contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Have errors name the source as it was given, and not where it was unpacked."""
+    where = source.provenance["source"]
+    try:
+        yield
+    except ConversionError as error:
+        text = str(error).removeprefix(f"{where}: ").removeprefix(f"{source.path}: ")
+        # A relative one may be as short as the names of variables.
+        if source.path.is_absolute():
+            text = text.replace(f"{source.path}{os.sep}", "")
+        raise type(error)(f"{where}: {text}") from error
+
+
 def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress) -> Conversion:
     progress("reading variables")
-    has_graph = source.kind == "saved_model"
-    try:
-        variables = read_variables(
-            source.path / "variables/variables" if has_graph else source.path
-        )
-        located = locate_variables(variables)
-        evidence = None
-        if has_graph:
-            progress("reading the graph")
-            evidence = _graph_evidence(source.path, located)
-        recognition = recognise(located, evidence, given)
-        progress("converting weights")
-        state_dict = fill(recognition.spec, located)
-    except ConversionError as error:
-        raise type(error)(f"{source.provenance['source']}: {error}") from error
+    contents = _READERS[source.kind](source.path)
+    located = locate_variables(contents)
+    evidence = None
+    if source.kind == "saved_model":
+        progress("reading the graph")
+        evidence = _graph_evidence(source.path, located)
+    recognition = recognise(
+        located,
+        evidence,
+        given,
+        stated=contents.stated,
+        published=find_handle(source.provenance["source"]),
+    )
+    progress("converting weights")
+    state_dict = fill(recognition.spec, located)
     provenance = {
         **source.provenance,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -134,6 +155,16 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
         outside=tuple(variable.path for variable in located.outside),
         verification=None,
     )
+
+
+# Kind of source -> what reads it.
+_READERS: Mapping[str, Callable[[Path], Contents]] = {
+    "saved_model": lambda folder: read_variables(folder / "variables/variables"),
+    "checkpoint": read_variables,
+    "hdf5": read_hdf5,
+    "keras": read_keras,
+    "state_dict": read_state_dict,
+}
 
 
 def _graph_evidence(folder: Path, located: Located) -> GraphEvidence:
@@ -166,15 +197,20 @@ def fill(spec: ModelSpec, located: Located) -> dict[str, Tensor]:
         if name not in expected
     ]
     shapes = [
-        f"{located.parameters[name]} is {found}, expected {tuple(expected[name].shape)} for {name}"
-        for name in wanted
-        if name in located.parameters
-        and (found := located.shape(name)) != tuple(expected[name].shape)
+        f"{located.parameters[name]} is {found}, expected {tuple(tensor.shape)} for {name}"
+        for name, tensor in expected.items()
+        if name in located.parameters and (found := located.shape(name)) != tuple(tensor.shape)
     ]
     problems = missing + extra + shapes
     if problems:
         raise ConversionError(
             f"the variables are not those of a MoViNet of these widths: {listing(problems)}"
+        )
+    size = sum(4 * math.prod(tensor.shape) for tensor in expected.values())
+    if size > MOST_BYTES:
+        raise ConversionError(
+            f"the variables take {size:,} bytes, expected at most {MOST_BYTES:,} for a MoViNet; "
+            f"the file is damaged"
         )
     state_dict: dict[str, Tensor] = {}
     for name, tensor in expected.items():
@@ -188,16 +224,19 @@ def fill(spec: ModelSpec, located: Located) -> dict[str, Tensor]:
 def _read(name: str, located: Located) -> Tensor:
     variable = located.parameters[name]
     value = variable.read()
+    if name.endswith(names.NUM_BATCHES_TRACKED):
+        return torch.from_numpy(np.array(value, dtype=np.int64))
     if value.dtype.kind != "f":
         raise ConversionError(f"variable {variable} is {value.dtype}, expected floating point")
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32)
     bad = int(value.size - np.count_nonzero(np.isfinite(value)))
     if bad:
         raise ConversionError(
-            f"variable {variable} has {bad} of {value.size} values that are NaN or infinite; "
-            f"expected finite ones"
+            f"variable {variable} has {bad} of {value.size} values that are NaN or infinite in "
+            f"float32; expected finite ones"
         )
-    array = names.to_torch_layout(variable.path, name, value)
-    return torch.from_numpy(np.array(array, dtype=np.float32))
+    return torch.from_numpy(np.array(names.to_torch_layout(located.dialect.layout, name, value)))
 
 
 def _check_given(given: Mapping[str, Any]) -> None:
@@ -209,17 +248,14 @@ def _check_given(given: Mapping[str, Any]) -> None:
             )
 
 
-def _check_identity(source: Source, spec: ModelSpec, model: str | None, mode: str | None) -> None:
-    where = source.provenance["source"]
+def _check_identity(spec: ModelSpec, model: str | None, mode: str | None) -> None:
     if model is not None and spec.name != model:
         raise ConversionError(
-            f"{where}: is {_called(spec)}, expected {model}; "
-            f"leave --model out to convert what is there"
+            f"is {_called(spec)}, expected {model}; leave --model out to convert what is there"
         )
     if mode is not None and spec.mode != mode:
         raise ConversionError(
-            f"{where}: is a {spec.mode} network, expected {mode}; "
-            f"leave --mode out to convert what is there"
+            f"is a {spec.mode} network, expected {mode}; leave --mode out to convert what is there"
         )
 
 

@@ -46,7 +46,7 @@ LINEAR = "linear"
 
 _GRID = np.linspace(-8.0, 8.0, 321)
 # Far above float32 rounding of the constants, far below what tells two flavours apart
-# (0.033 between the hard sigmoids; 3e-6 between 0.16667 and 1/6, which nobody needs told apart).
+# (0.033 between the hard sigmoids, 2e-5 between a factor of 0.16667 and one of 1/6).
 _GRID_TOLERANCE = 1e-5
 
 
@@ -114,7 +114,8 @@ class GraphEvidence:
         """Return what the batch normalisation adds to the variance `parameter`."""
         for node, position in self._uses(parameter):
             if node.op == "FusedBatchNormV3":
-                return _shortest(node.attr["epsilon"].f)
+                # What is TensorFlow's default is not saved.
+                return _shortest(node.attr["epsilon"].f) if "epsilon" in node.attr else 1e-4
             if node.op == "AddV2":
                 return _shortest(self._graph.evaluate(node.inputs[1 - position], {}).item())
         raise ConversionError(
@@ -184,7 +185,8 @@ class GraphEvidence:
             source = self._graph.source(pad.inputs[0])
             known = dict.fromkeys(self._aliases_of(pad.inputs[0], source), clip)
             amounts = np.asarray(self._graph.evaluate(pad.inputs[1], known))
-            spatial = [tuple(row) for row in amounts[2:4].tolist()]
+            # Height and width, whether frames are an axis of their own or not.
+            spatial = [tuple(row) for row in amounts[-3:-1].tolist()]
         fitting = frozenset(name for name, expected in rules.items() if spatial == expected)
         if pad is not None and not fitting:
             raise ConversionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def read_state_dict(path: Path) -> Contents:
             movinet-port wrote.
     """
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file fails in as many ways as there are parsers inside torch.load.
     except Exception as error:
@@ -53,6 +55,18 @@ def read_state_dict(path: Path) -> Contents:
     return Contents([_variable(str(name), tensor) for name, tensor in content.items()], FIRST_PORT)
 
 
+def _check_sums(path: Path) -> None:
+    """Raise unless every part of the file has its checksum, which ``torch.load`` does not look at.
+
+    Files of PyTorch before 1.6 are no zip archives and have none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} fails")
+
+
 def _wrapper(content: Any) -> str | None:
     if not isinstance(content, Mapping):
         return None
@@ -69,7 +83,9 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    return f"a tensor of {value.layout}" if isinstance(value, torch.Tensor) else type(value).__name__
+    return (
+        f"a tensor of {value.layout}" if isinstance(value, torch.Tensor) else type(value).__name__
+    )
 
 
 def _variable(name: str, tensor: torch.Tensor) -> Variable:
@@ -85,9 +101,9 @@ def _variable(name: str, tensor: torch.Tensor) -> Variable:
 
 def _reader_of(tensor: torch.Tensor) -> Callable[[], NDArray[Any]]:
     def read() -> NDArray[Any]:
-        # numpy has no bfloat16.
+        # numpy has neither bfloat16 nor the 8-bit types.
         plain = tensor.detach()
-        value: NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+        value: NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
         return value
 
     return read

@@ -10,6 +10,7 @@ by what it computes and not by how it was written.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from converters.errors import ConversionError
 from converters.tensorflow import import_tensorflow
+from converters.wire import SavedModelFile
 
 Array = NDArray[Any]
 
@@ -111,7 +113,14 @@ class Graph:
                 continue
             if node.op not in OPERATIONS:
                 raise ConversionError(f"graph node {name}: operation {node.op} is not understood")
-            memo[name] = OPERATIONS[node.op](node, *(memo[source] for source, _ in inputs))
+            try:
+                with np.errstate(all="ignore"):
+                    memo[name] = OPERATIONS[node.op](node, *(memo[source] for source, _ in inputs))
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise ConversionError(
+                    f"graph node {name}: {node.op} cannot be computed ({error}); "
+                    f"the file is damaged, get it again"
+                ) from error
             stack.pop()
         return memo[value[0]]
 
@@ -154,24 +163,42 @@ def _sigmoid(node: Node, x: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-x)))
 
 
+def _leaky_relu(node: Node, x: Array) -> Array:
+    slope = node.attr["alpha"].f if "alpha" in node.attr else 0.2
+    return np.where(x > 0, x, slope * x)
+
+
 def _plain(function: Callable[..., Any]) -> Callable[..., Array]:
     return lambda node, *inputs: np.asarray(function(*inputs))
 
 
-# Computed value by value, wherever it stands; a reshape changes no value.
+# Computed value by value, wherever it stands; a reshape changes no value. No MoViNet has some of
+# these: they are here so that another network's activation is not taken for none.
 ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "Add": _plain(np.add),
     "AddV2": _plain(np.add),
+    "Elu": _plain(lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))),
+    "Erf": _plain(np.vectorize(math.erf, otypes=[float])),
+    "Exp": _plain(np.exp),
     "Identity": _first,
     "IdentityN": _first,
+    "LeakyRelu": _leaky_relu,
     "Maximum": _plain(np.maximum),
     "Minimum": _plain(np.minimum),
     "Mul": _plain(np.multiply),
+    "Neg": _plain(np.negative),
+    "Pow": _plain(np.power),
     "RealDiv": _plain(np.divide),
     "Relu": _plain(lambda x: np.maximum(x, 0)),
     "Relu6": _plain(lambda x: np.clip(x, 0, 6)),
     "Reshape": _first,
+    "Selu": _plain(
+        lambda x: 1.0507010 * np.where(x > 0, x, 1.6732632 * np.expm1(np.minimum(x, 0)))
+    ),
     "Sigmoid": _sigmoid,
+    "Softplus": _plain(lambda x: np.logaddexp(x, 0)),
+    "Softsign": _plain(lambda x: x / (1 + np.abs(x))),
+    "Square": _plain(np.square),
     "Sub": _plain(np.subtract),
     "Tanh": _plain(np.tanh),
 }
@@ -206,46 +233,46 @@ def load_graph(folder: Path) -> Graph:
     Raises:
         ConversionError: the file is damaged, or has none of these signatures.
     """
-    meta_graph = _parse(folder / "saved_model.pb")
-    signatures = {
-        child.local_name: meta_graph.object_graph_def.nodes[child.node_id]
-        for top in meta_graph.object_graph_def.nodes[0].children
-        if top.local_name == "signatures"
-        for child in meta_graph.object_graph_def.nodes[top.node_id].children
-    }
-    key = next((key for key in SIGNATURES if key in signatures), None)
-    if key is None:
+    path = folder / "saved_model.pb"
+    import_tensorflow()
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _load(path)
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read: {error.strerror}") from error
+    # What a damaged file does to a parser and to whoever follows its references.
+    except (LookupError, ValueError, TypeError, AttributeError, DecodeError) as error:
         raise ConversionError(
-            f"{folder}: no signature named {' or '.join(SIGNATURES)}, found "
-            f"{', '.join(signatures) or 'none'}: not a MoViNet as its authors export it"
-        )
-    bare = signatures[key].bare_concrete_function.concrete_function_name
-    functions = {f.signature.name: f for f in meta_graph.graph_def.library.function}
-    if bare not in functions:
-        raise ConversionError(f"{folder}: signature {key} calls {bare!r}, which is not there")
-    bound = meta_graph.object_graph_def.concrete_functions[bare].bound_inputs
-    return _flatten(functions, bare, list(bound), meta_graph.signature_def[key])
+            f"{path}: not a SavedModel's graph ({type(error).__name__}: {error}); "
+            f"the file is damaged, get it again"
+        ) from error
 
 
 # The signature that classifies: of a stream export, and of a base export.
 SIGNATURES = ("call", "serving_default")
 
 
-def _parse(path: Path) -> Any:
-    import_tensorflow()
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    saved_model = saved_model_pb2.SavedModel()
-    try:
-        saved_model.ParseFromString(path.read_bytes())
-        return saved_model.meta_graphs[0]
-    except OSError as error:
-        raise ConversionError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:
+def _load(path: Path) -> Graph:
+    file = SavedModelFile(path)
+    nodes = file.object_graph.nodes
+    signatures = {
+        child.local_name: nodes[child.node_id]
+        for top in nodes[0].children
+        if top.local_name == "signatures"
+        for child in nodes[top.node_id].children
+    }
+    key = next((key for key in SIGNATURES if key in signatures), None)
+    if key is None:
         raise ConversionError(
-            f"{path}: not a SavedModel's graph ({type(error).__name__}); "
-            f"the file is damaged, get it again"
-        ) from error
+            f"{path}: no signature named {' or '.join(SIGNATURES)}, found "
+            f"{', '.join(signatures) or 'none'}: not a MoViNet as its authors export it"
+        )
+    name = signatures[key].bare_concrete_function.concrete_function_name
+    if name not in file.functions:
+        raise ConversionError(f"{path}: signature {key} calls {name!r}, which is not there")
+    bound = list(file.object_graph.concrete_functions[name].bound_inputs)
+    return _flatten(file.functions, name, bound, file.signatures[key])
 
 
 def _flatten(functions: Mapping[str, Any], top: str, bound: list[int], signature: Any) -> Graph:

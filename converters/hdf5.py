@@ -7,19 +7,25 @@ hold too (`converters.keras3`).
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.contents import Contents, Variable
+from converters.contents import MOST_BYTES, Contents, Variable
 from converters.errors import ConversionError
 from converters.keras3 import layers_of_blocks, stated_by_config
 from converters.names import FULL_NAME, KERAS_3
+
+_WEIGHTS = "model.weights.h5"
+_CONFIG = "config.json"
 
 # How Keras 3's format ends the name of every variable.
 _NUMBERED = re.compile(r"(^|/)vars/\d+$")
@@ -31,19 +37,33 @@ def read_hdf5(path: Path) -> Contents:
     Raises:
         ConversionError: the file is no HDF5 file, is damaged, or holds links to other files.
     """
-    return contents_of_hdf5(path, path)
+    return _contents(path, path)
 
 
-def contents_of_hdf5(
-    file: Path | IO[bytes], name: Path, config: Mapping[str, Any] | None = None
-) -> Contents:
-    """List the variables of an opened or named HDF5 file.
+def read_keras(path: Path) -> Contents:
+    """List the variables of a ``.keras`` file.
 
-    Args:
-        file: what to read.
-        name: what messages call it.
-        config: the model's configuration, if it is kept elsewhere.
+    Raises:
+        ConversionError: the file is no such file, or is damaged.
     """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = archive.getinfo(_WEIGHTS).file_size
+            if size > MOST_BYTES:
+                raise ValueError(f"{_WEIGHTS} takes {size} bytes, no MoViNet does")
+            weights = io.BytesIO(archive.read(_WEIGHTS))
+            config = json.loads(archive.read(_CONFIG)) if _CONFIG in archive.namelist() else None
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error.args[0] if error.args else error) or type(error).__name__
+        raise ConversionError(
+            f"{path}: cannot read it: {reason.splitlines()[0]}; the file is damaged or no .keras "
+            f"file, get it again"
+        ) from error
+    return _contents(weights, path, config)
+
+
+def _contents(file: Path | IO[bytes], name: Path, config: Any = None) -> Contents:
+    """List the variables of an HDF5 file; `config` is the model's, if it is kept elsewhere."""
     try:
         import h5py
     except ImportError as error:
@@ -52,15 +72,16 @@ def contents_of_hdf5(
         ) from error
     try:
         opened = h5py.File(file, "r")
-        datasets = _datasets(opened, h5py)
+        variables = [
+            _variable(name, path, dataset) for path, dataset in _datasets(opened, h5py).items()
+        ]
         if config is None and "model_config" in opened.attrs:
             config = json.loads(opened.attrs["model_config"])
     # h5py's errors have no common type: OSError, RuntimeError, KeyError, ValueError, ...
     except Exception as error:
         raise _damaged(name, "it", error) from error
-    variables = [_variable(name, path, dataset) for path, dataset in datasets.items()]
-    stated = stated_by_config(config, name)
-    if any(_NUMBERED.search(path) for path in datasets):
+    stated = stated_by_config(config)
+    if any(_NUMBERED.search(v.path) for v in variables):
         return Contents(variables, KERAS_3, layers_of_blocks(variables, config), stated)
     return Contents(variables, FULL_NAME, stated=stated)
 
@@ -74,7 +95,8 @@ def _datasets(opened: Any, h5py: Any) -> dict[str, Any]:
             # Such datasets take their values from other files.
             if item.external or item.is_virtual:
                 raise ValueError(f"dataset {path} keeps its values in another file")
-            found[path] = item
+            # Names that are no UTF-8 come as bytes.
+            found[str(path)] = item
 
     opened.visititems(visit)
     return found

@@ -1,29 +1,19 @@
-"""Reading Keras 3's format, which tf-keras writes too: ``x.keras``, and what ``x.weights.h5`` lacks.
+"""What Keras 3's format, which tf-keras writes too, says beside its variables, or leaves unsaid.
 
-Such a file numbers the network's layers from 0 and does not say where a block begins: that follows
-from the model's configuration, or else from the widths.
+It numbers the network's layers from 0 and does not say where a block begins: that follows from the
+model's configuration, or else from the widths.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from converters.contents import Contents, Variable
+from converters.contents import Variable
 from converters.names import KERAS_3
 from movinet_port.spec import layer_name
 from movinet_port.variants import get_spec, list_models
-
-_WEIGHTS = "model.weights.h5"
-_CONFIG = "config.json"
-# The largest network's weights take 130 MB.
-_MOST_BYTES = 1 << 30
 
 _BLOCK = re.compile(r"(?:^|/)movinet_block(?:_(\d+))?$")
 _STATE = re.compile(r"^state_block(\d+)_layer(\d+)_")
@@ -37,49 +27,24 @@ _ACTIVATIONS = {
     "relu": "relu",
     "relu6": "relu6",
 }
-# Field of `ModelSpec` -> where the configuration of the authors' classifier has it.
-_FIELDS = {
-    "causal": ("backbone", "config", "causal"),
-    "activation": ("backbone", "config", "activation"),
-    "classifier_activation": ("activation",),
-    "norm_epsilon": ("backbone", "config", "norm_epsilon"),
+# Field of `ModelSpec` -> its type, and where the configuration of the authors' classifier has it.
+_FIELDS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "causal": (bool, ("backbone", "config", "causal")),
+    "activation": (str, ("backbone", "config", "activation")),
+    "classifier_activation": (str, ("activation",)),
+    "norm_epsilon": (float, ("backbone", "config", "norm_epsilon")),
 }
 
 
-def read_keras(path: Path) -> Contents:
-    """List the variables of a ``.keras`` file.
-
-    Raises:
-        ConversionError: the file is no such file, or is damaged.
-    """
-    from converters.errors import ConversionError
-    from converters.hdf5 import contents_of_hdf5
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = archive.getinfo(_WEIGHTS).file_size
-            if size > _MOST_BYTES:
-                raise ValueError(f"{_WEIGHTS} takes {size} bytes, no MoViNet does")
-            weights = io.BytesIO(archive.read(_WEIGHTS))
-            config = json.loads(archive.read(_CONFIG)) if _CONFIG in archive.namelist() else None
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error.args[0] if error.args else error) or type(error).__name__
-        raise ConversionError(
-            f"{path}: cannot read it: {reason.splitlines()[0]}; the file is damaged or no .keras "
-            f"file, get it again"
-        ) from error
-    return contents_of_hdf5(weights, path, config)
-
-
-def stated_by_config(config: Any, name: Path) -> dict[str, tuple[Any, str]]:
+def stated_by_config(config: Any) -> dict[str, tuple[Any, str]]:
     """Return what a model's configuration says: field of `ModelSpec` -> (value, where)."""
     stated: dict[str, tuple[Any, str]] = {}
-    for field, keys in _FIELDS.items():
+    for field, (kind, keys) in _FIELDS.items():
         value = _look_up(config, ("config", *keys))
-        if field.endswith("activation"):
-            value = _ACTIVATIONS.get(value) if isinstance(value, str) else None
-        if isinstance(value, bool if field == "causal" else (str, float)):
-            stated[field] = (value, f"the model's configuration, {'.'.join(keys)}")
+        if isinstance(value, kind):
+            value = _ACTIVATIONS.get(value) if isinstance(value, str) else value
+            if value is not None:
+                stated[field] = (value, f"the model's configuration, {'.'.join(keys)}")
     return stated
 
 
@@ -139,7 +104,7 @@ class _Owners:
         layers: list[str] = []
         block, layer = -1, 0
         for path in self.paths:
-            starts = "skip.conv.weight" in self._shapes[path]
+            starts = any(name.startswith("skip.") for name in self._shapes[path])
             block, layer = (block + 1, 0) if starts else (block, layer + 1)
             layers.append(layer_name(max(block, 0), layer))
         return layers if block + 1 == len(get_spec("a0").blocks) else []

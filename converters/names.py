@@ -1,120 +1,337 @@
-"""Where each of TensorFlow's variables goes, as tables.
+"""How each kind of file spells the network's variables, as tables.
 
-Variables are found by their object path: the attribute names from the model down to the variable
-(``.../_feature/_conv_temporal/_conv/depthwise_kernel``). Full variable names change with the era
-and with the convolution type, object paths do not. What a path cannot say is which block and
-layer of the network a ``layer_with_weights-N`` is; that is read from the full names of the
-variables in it.
+A `Dialect` says which end of a variable's name means which parameter. A new kind of file, or a new
+release of the authors' code, is new entries here. TensorFlow's checkpoints are read by object path:
+the attribute names from the model down to the variable
+(``.../_feature/_conv_temporal/_conv/depthwise_kernel``), which change neither with the era nor with
+the convolution type, as full names do.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from movinet_port.spec import layer_name
 
-# Object path inside a stem, bottleneck layer, head or classifier -> module of the network.
-MODULES: dict[str, str] = {
-    "_stem": "stem",
-    "_expansion": "expansion",
-    "_feature": "depthwise",
-    "_attention/_se_reduce": "squeeze_excitation.reduce",
-    "_attention/_se_expand": "squeeze_excitation.expand",
-    "_attention/_pos_encoding/_rezero": "squeeze_excitation.positional_encoding",
-    "_projection": "projection",
-    "_mobile_bottleneck/_rezero": "rezero",
-    "_skip/_projection": "skip",
-    "_project": "head",
-    "_head": "classifier.hidden",
-    "_classifier": "classifier.output",
-}
+# Whose axes a kernel has.
+Layout = Literal["tensorflow", "torch"]
+
+
+class Place(NamedTuple):
+    """Where a variable goes.
+
+    Attributes:
+        owner: what the name starts with: the stem, bottleneck layer, head or classifier.
+        module, leaf: the parameter's canonical name in it.
+    """
+
+    owner: str
+    module: str
+    leaf: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """How one kind of file spells variables: owner, module and leaf, one after the other.
+
+    Attributes:
+        title: what the file is, for messages.
+        modules: spelling -> module of the network.
+        leaves: spelling of a variable in such a module -> parameter or buffer of it.
+        scalars: spelling of a variable that belongs to no such module -> (module, leaf).
+        separator: between the parts of a name.
+        ignored: parts of a name that say nothing.
+        layout: of the kernels.
+    """
+
+    title: str
+    modules: Mapping[str, str]
+    leaves: Mapping[str, str]
+    scalars: Mapping[str, tuple[str, str]]
+    separator: str = "/"
+    ignored: re.Pattern[str] | None = None
+    layout: Layout = "tensorflow"
+
+    def locate(self, name: str) -> Place | None:
+        """Return where the variable of this name goes, or None if it is not one of a MoViNet."""
+        if self.ignored is not None:
+            name = self.ignored.sub("", name)
+        parts = name.split(self.separator)
+        # Longest end first: "_skip/_projection" is not "_projection".
+        for start in range(len(parts)):
+            place = self._ends.get(self.separator.join(parts[start:]))
+            if place is not None:
+                return Place(self.separator.join(parts[:start]), *place)
+        return None
+
+    @functools.cached_property
+    def _ends(self) -> dict[str, tuple[str, str]]:
+        ends = dict(self.scalars)
+        for module_spelling, module in self.modules.items():
+            for leaf_spelling, leaf in self.leaves.items():
+                ends[f"{module_spelling}{self.separator}{leaf_spelling}"] = (module, leaf)
+        return ends
+
 
 # Modules that belong to the network as a whole; the others belong to a bottleneck layer.
 UNIQUE_MODULES = frozenset({"stem", "head", "classifier.hidden", "classifier.output"})
 
-# Object path inside one of the above -> parameter or buffer of the module. A convolution that
-# the reference runs on reshaped frames is wrapped once more: "_conv/_conv".
-LEAVES: dict[str, str] = {
-    "_conv/kernel": "conv.weight",
-    "_conv/bias": "conv.bias",
-    "_conv/depthwise_kernel": "conv.weight",
-    "_conv_temporal/kernel": "temporal_conv.weight",
-    "_conv_temporal/depthwise_kernel": "temporal_conv.weight",
-    "_batch_norm/gamma": "norm.weight",
-    "_batch_norm/beta": "norm.bias",
-    "_batch_norm/moving_mean": "norm.running_mean",
-    "_batch_norm/moving_variance": "norm.running_var",
-    "_batch_norm_temporal/gamma": "temporal_norm.weight",
-    "_batch_norm_temporal/beta": "temporal_norm.bias",
-    "_batch_norm_temporal/moving_mean": "temporal_norm.running_mean",
-    "_batch_norm_temporal/moving_variance": "temporal_norm.running_var",
-    "scale": "scale",
-}
-
-# Object paths of what a checkpoint may hold beside the network.
-NOT_NETWORK = re.compile(
-    r"(^|/)(save_counter|global_step|keras_api/metrics/|metrics/|optimizer(/|$)|_optimizer(/|$)|"
-    r"keras_api/optimizer)|(^|/)(train_loss|train_metrics|validation_loss|validation_metrics)/"
-)
-
-# Spellings of a bottleneck layer in full variable names: era 1 and the hub's version 3; era 3.
-LAYER_IN_FULL_NAME = re.compile(r"(?:^|/)(?:b(\d+)/l(\d+)|block(\d+)_layer(\d+))/")
-
-# PyTorch's buffer that TensorFlow has nothing like; unused with a fixed momentum.
+# Buffers of PyTorch's that TensorFlow has nothing like; unused with a fixed momentum.
 NUM_BATCHES_TRACKED = "num_batches_tracked"
 
-_PATH = re.compile(
-    r"^(?P<owner>.*?)(?:^|/)(?P<module>{})/(?P<leaf>{})$".format(
-        "|".join(sorted(map(re.escape, MODULES), key=len, reverse=True)),
-        "|".join(map(re.escape, LEAVES)),
-    )
+
+def _convolution(
+    spellings: Mapping[str, Sequence[str]], kernels: Sequence[str], bias: str
+) -> dict[str, str]:
+    """Return the leaves of convolutions, given as canonical name -> spellings."""
+    return {
+        f"{spelling}/{variable}": f"{convolution}.{leaf}"
+        for convolution, alternatives in spellings.items()
+        for spelling in alternatives
+        for leaf, variables in (("weight", kernels), ("bias", [bias]))
+        for variable in variables
+    }
+
+
+def _normalisation(
+    spellings: Mapping[str, Sequence[str]], variables: Sequence[str]
+) -> dict[str, str]:
+    """Return the leaves of batch normalisations, given as canonical name -> spellings.
+
+    `variables` spell gamma, beta, mean and variance.
+    """
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    return {
+        f"{spelling}/{variable}": f"{norm}.{leaf}"
+        for norm, alternatives in spellings.items()
+        for spelling in alternatives
+        for variable, leaf in zip(variables, leaves, strict=True)
+    }
+
+
+# TensorFlow's own names of a batch normalisation's variables.
+_STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
+
+# TF2 checkpoints and SavedModels of every era. A convolution that the authors run on reshaped
+# frames is wrapped once more: "_conv/_conv".
+OBJECT_PATH = Dialect(
+    title="object path",
+    modules={
+        "_stem": "stem",
+        "_expansion": "expansion",
+        "_feature": "depthwise",
+        "_attention/_se_reduce": "squeeze_excitation.reduce",
+        "_attention/_se_expand": "squeeze_excitation.expand",
+        "_projection": "projection",
+        "_skip/_projection": "skip",
+        "_project": "head",
+        "_head": "classifier.hidden",
+        "_classifier": "classifier.output",
+    },
+    leaves={
+        **_convolution(
+            {
+                "conv": ("_conv", "_conv/_conv"),
+                "temporal_conv": ("_conv_temporal", "_conv_temporal/_conv"),
+            },
+            kernels=("kernel", "depthwise_kernel"),
+            bias="bias",
+        ),
+        **_normalisation(
+            {"norm": ("_batch_norm",), "temporal_norm": ("_batch_norm_temporal",)}, _STATISTICS
+        ),
+    },
+    scalars={
+        "_mobile_bottleneck/_rezero/scale": ("rezero", "scale"),
+        "_attention/_pos_encoding/_rezero/scale": (
+            "squeeze_excitation.positional_encoding",
+            "scale",
+        ),
+    },
+)
+
+# Keras HDF5 of every era: `save_weights("x.h5")`, and `save("x.h5")` under "model_weights". Keras
+# numbers the inner 2-D convolutions ("conv2d_3"), differently from session to session. The scalar
+# of a positional encoding is just "scale", of whichever layer: TensorFlow cannot write two of them.
+FULL_NAME = Dialect(
+    title="full variable name",
+    modules={
+        "stem/stem": "stem",
+        "bneck/expansion": "expansion",
+        "bneck/feature": "depthwise",
+        "bneck/se/se_reduce": "squeeze_excitation.reduce",
+        "bneck/se/se_expand": "squeeze_excitation.expand",
+        "bneck/projection": "projection",
+        "bneck/skip/skip_project": "skip",
+        "head/project": "head",
+        "classifier_head/head": "classifier.hidden",
+        "classifier_head/classifier": "classifier.output",
+    },
+    leaves={
+        **_convolution(
+            {
+                # 3-D; 2-D; depthwise 2-D.
+                "conv": ("conv3d", "conv2d/conv2d", "conv2d/depthwise_conv2d"),
+                "temporal_conv": (
+                    "conv3d_temporal",
+                    "conv2d_temporal/conv2d",
+                    "conv2d_temporal/depthwise_conv2d",
+                ),
+            },
+            kernels=("kernel", "depthwise_kernel"),
+            bias="bias",
+        ),
+        **_normalisation(
+            {
+                # All 3-D ones and era 2; 2-D ones of era 3.
+                "norm": ("bn", "conv2d/bn"),
+                "temporal_norm": ("bn_temporal", "conv2d_temporal/bn_temporal"),
+            },
+            _STATISTICS,
+        ),
+    },
+    scalars={"scale": ("rezero", "scale")},
+    ignored=re.compile(r":0$|(?<=conv2d)_\d+(?=/)"),
+)
+
+# Keras 3's format as tf-keras 2.13 and later write it: "x.weights.h5", and "x.keras", a zip that
+# holds one. Attributes as in an object path, but some under another of their names; variables are
+# numbered.
+_NUMBERS = ("vars/0", "vars/1", "vars/2", "vars/3")
+KERAS_3 = Dialect(
+    title="Keras 3 path",
+    modules={
+        "_stem": "stem",
+        "_mobile_bottleneck/_expansion_layer": "expansion",
+        "_mobile_bottleneck/_feature_layer": "depthwise",
+        "_mobile_bottleneck/_attention_layer/_se_reduce": "squeeze_excitation.reduce",
+        "_mobile_bottleneck/_attention_layer/_se_expand": "squeeze_excitation.expand",
+        "_projection": "projection",
+        "_skip/_projection": "skip",
+        "_project": "head",
+        "_head": "classifier.hidden",
+        "_classifier": "classifier.output",
+    },
+    leaves={
+        **_convolution(
+            {
+                "conv": ("_conv", "_conv/_conv"),
+                "temporal_conv": ("_conv_temporal", "_conv_temporal/_conv"),
+            },
+            kernels=("vars/0",),
+            bias="vars/1",
+        ),
+        **_normalisation(
+            {
+                # 3-D; 2-D.
+                "norm": ("_batch_norm", "_conv/_batch_norm_op"),
+                "temporal_norm": ("_batch_norm_temporal", "_conv_temporal/_batch_norm_op"),
+            },
+            _NUMBERS,
+        ),
+    },
+    scalars={
+        "_mobile_bottleneck/_rezero/vars/0": ("rezero", "scale"),
+        "_mobile_bottleneck/_attention_layer/_pos_encoding/_rezero/vars/0": (
+            "squeeze_excitation.positional_encoding",
+            "scale",
+        ),
+    },
+)
+
+# State dicts of the first PyTorch port, Atze00/MoViNet-pytorch. Base models have 3-D convolutions,
+# stream models 2-D ones. What comes before ("module." of a DataParallel) does not matter.
+FIRST_PORT = Dialect(
+    title="first PyTorch port's state dict",
+    modules={
+        "conv1": "stem",
+        "expand": "expansion",
+        "deep": "depthwise",
+        "se.fc1": "squeeze_excitation.reduce",
+        "se.fc2": "squeeze_excitation.expand",
+        "project": "projection",
+        # Without a pool in front of it; with one.
+        "res.0": "skip",
+        "res.1": "skip",
+        "conv7": "head",
+        "classifier.0": "classifier.hidden",
+        "classifier.3": "classifier.output",
+    },
+    leaves={
+        f"{part}.{spelling}.{leaf}": f"{prefix}{module}.{leaf}"
+        for part, prefix in (("conv_1", ""), ("conv_2", "temporal_"))
+        for spelling, module, leaves in (
+            ("conv3d", "conv", ("weight", "bias")),
+            ("conv2d", "conv", ("weight", "bias")),
+            (
+                "norm",
+                "norm",
+                ("weight", "bias", "running_mean", "running_var", NUM_BATCHES_TRACKED),
+            ),
+        )
+        for leaf in leaves
+    },
+    scalars={"alpha": ("rezero", "scale")},
+    separator=".",
+    layout="torch",
+)
+
+# Names of what a file may hold beside the network.
+NOT_NETWORK = re.compile(
+    r"(^|/)(save_counter|global_step|keras_api/metrics/|metrics/|_?optimizer(/|$)|"
+    r"keras_api/optimizer|\.OPTIMIZER_SLOT/|optimizer_weights/)|"
+    r"(^|/)(train_loss|train_metrics|validation_loss|validation_metrics)/"
+)
+
+# Batch normalisations of 2-D convolutions, as tf-models-official 2.8 and later name them.
+LATER_NAMES = re.compile(r"/(conv2d/bn|_conv/_batch_norm_op)/")
+
+# Spellings of a bottleneck layer: era 1 and the hub's version 3; era 3; the first PyTorch port.
+LAYER = re.compile(
+    r"(?:^|/)(?:b(\d+)/l(\d+)|block(\d+)_layer(\d+))(?:/|$)|(?:^|\.)blocks\.b(\d+)_l(\d+)\."
 )
 
 
-def locate(object_path: str) -> tuple[str, str, str] | None:
-    """Return (owner, module, leaf) of a variable, or None if it is not one of a MoViNet.
-
-    The owner is the object path of the stem, bottleneck layer, head or classifier that holds the
-    variable; module and leaf are names in the network.
-    """
-    path = re.sub(r"(_conv|_conv_temporal)/_conv/", r"\1/", object_path)
-    match = _PATH.match(path)
-    if match is None:
-        return None
-    return match["owner"], MODULES[match["module"]], LEAVES[match["leaf"]]
-
-
-def layer_of_full_name(full_name: str) -> str | None:
-    """Return the canonical layer that a full variable name speaks of, or None."""
-    match = LAYER_IN_FULL_NAME.search(full_name)
+def layer_of(name: str) -> str | None:
+    """Return the canonical layer that a variable's name speaks of, or None."""
+    match = LAYER.search(name)
     if match is None:
         return None
     block, layer = (group for group in match.groups() if group is not None)
     return layer_name(int(block), int(layer))
 
 
-# Axes of a TensorFlow kernel -> axes of a PyTorch weight, which is always
+# Axes of a kernel -> axes of a PyTorch weight, which is always
 # (out, in / groups, frames, height, width). One entry per kernel layout:
 #   Conv3D, depthwise as groups too   (frames, height, width, in / groups, out)
 #   Conv2D                            (height, width, in, out)
 #   DepthwiseConv2D                   (height, width, channels, 1)
+#   PyTorch's, 3-D and 2-D            as it should be, but for the axis that 2-D kernels lack
 # A temporal convolution over reshaped frames has its frames where Conv2D has the height.
 _AXES: dict[str, tuple[int, ...]] = {
     "conv3d": (4, 3, 0, 1, 2),
     "conv2d": (3, 2, 0, 1),
     "depthwise_conv2d": (2, 3, 0, 1),
+    "torch_conv3d": (0, 1, 2, 3, 4),
+    "torch_conv2d": (0, 1, 2, 3),
 }
 
 
-def kernel_layout(object_path: str, rank: int) -> str:
-    """Return which layout a kernel has, by the variable's name and rank."""
-    if object_path.endswith("/depthwise_kernel"):
-        return "depthwise_conv2d"
-    return "conv3d" if rank == 5 else "conv2d"
+def kernel_layout(layout: Layout, parameter: str, rank: int) -> str:
+    """Return the key in the table of axes of a kernel of this rank, by what it is for."""
+    if layout == "torch":
+        return "torch_conv3d" if rank == 5 else "torch_conv2d"
+    if rank == 5:
+        return "conv3d"
+    # All that the authors' code makes of a depthwise convolution in 2-D is DepthwiseConv2D.
+    return "depthwise_conv2d" if "depthwise." in parameter else "conv2d"
 
 
 def is_kernel(parameter: str) -> bool:
@@ -122,11 +339,11 @@ def is_kernel(parameter: str) -> bool:
     return parameter.endswith("conv.weight")
 
 
-def torch_shape(object_path: str, parameter: str, shape: Sequence[int]) -> tuple[int, ...] | None:
+def torch_shape(layout: Layout, parameter: str, shape: Sequence[int]) -> tuple[int, ...] | None:
     """Return the shape that a variable takes as `parameter`; None if its rank is no kernel's."""
     if not is_kernel(parameter):
         return tuple(shape)
-    axes = _AXES[kernel_layout(object_path, len(shape))]
+    axes = _AXES[kernel_layout(layout, parameter, len(shape))]
     if len(axes) != len(shape):
         return None
     permuted = [shape[axis] for axis in axes]
@@ -139,19 +356,19 @@ def torch_shape(object_path: str, parameter: str, shape: Sequence[int]) -> tuple
 
 
 def to_torch_layout(
-    object_path: str, parameter: str, value: NDArray[np.generic]
+    layout: Layout, parameter: str, value: NDArray[np.generic]
 ) -> NDArray[np.generic]:
     """Return `value` in PyTorch's layout.
 
     Args:
-        object_path: the variable's.
+        layout: the source's.
         parameter: canonical name of the parameter it fills.
         value: the variable.
     """
-    shape = torch_shape(object_path, parameter, value.shape)
+    shape = torch_shape(layout, parameter, value.shape)
     if not is_kernel(parameter) or shape is None:
         return value
-    axes = _AXES[kernel_layout(object_path, value.ndim)]
+    axes = _AXES[kernel_layout(layout, parameter, value.ndim)]
     return np.ascontiguousarray(value.transpose(axes).reshape(shape))
 
 

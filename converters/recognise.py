@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from converters import names
+from converters.contents import Contents, Variable
 from converters.errors import ConversionError
 from converters.evidence import ConvolutionEvidence, GraphEvidence
-from converters.variables import Variable
 from movinet_port.checkpoint import listing
 from movinet_port.errors import SpecError
 from movinet_port.spec import BlockSpec, HeadSpec, ModelSpec, StemSpec, Triple, layer_name
 from movinet_port.variants import DOWNSAMPLING_BLOCKS, PUBLISHED, family_name
+from weights import Published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Located:
     Attributes:
         parameters: canonical parameter or buffer -> the variable that fills it.
         outside: variables that are no part of the network (optimizer, metrics, counters).
+        dialect: how the source spells them.
     """
 
     parameters: Mapping[str, Variable]
     outside: tuple[Variable, ...]
+    dialect: names.Dialect = names.OBJECT_PATH
 
     def shape(self, parameter: str) -> tuple[int, ...]:
         """Return a parameter's shape in PyTorch's layout.
@@ -45,7 +48,7 @@ class Located:
             raise ConversionError(
                 f"variable for {parameter} is missing: the source is incomplete, or no MoViNet"
             )
-        shape = names.torch_shape(variable.path, parameter, variable.shape)
+        shape = names.torch_shape(self.dialect.layout, parameter, variable.shape)
         if shape is None:
             raise ConversionError(
                 f"variable {variable} has shape {variable.shape}, which is no kernel of a "
@@ -54,9 +57,18 @@ class Located:
         return shape
 
     def has_short_names(self) -> bool:
-        """Whether layers are spelt ``b0/l0`` and not ``block0_layer0``."""
-        matches = (names.LAYER_IN_FULL_NAME.search(v.full_name) for v in self.parameters.values())
-        return any(match[1] is not None for match in matches if match)
+        """Whether layers are spelt as on the hub, ``b0/l0`` and not ``block0_layer0``.
+
+        So are those of the first PyTorch port, whose weights are the hub's.
+        """
+        matches = (names.LAYER.search(v.full_name or v.path) for v in self.parameters.values())
+        return any(match[1] is not None or match[5] is not None for match in matches if match)
+
+    def has_later_names(self) -> bool:
+        """Whether names are those of tf-models-official 2.8 and later: era 3."""
+        return self.dialect is names.KERAS_3 or any(
+            names.LATER_NAMES.search(v.full_name or v.path) for v in self.parameters.values()
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,27 +100,26 @@ class Recognition:
         return [finding for finding in self.findings if finding.how == "assumed"]
 
 
-def locate_variables(variables: Iterable[Variable]) -> Located:
+def locate_variables(contents: Contents) -> Located:
     """Find out which parameter of the network each variable fills.
 
     Raises:
         ConversionError: the source is no MoViNet; a variable is unknown; two variables claim one
-            parameter; or a layer's place in the network cannot be told.
+            parameter; a layer's place in the network cannot be told; or there is no classifier.
     """
-    variables = list(variables)
-    placed = [(variable, names.locate(variable.path)) for variable in variables]
-    layers = _layers_of_owners(placed)
+    variables = contents.variables
+    placed = [(variable, contents.dialect.locate(variable.path)) for variable in variables]
+    layers = _layers_of_owners(placed, contents.layers)
     parameters: dict[str, Variable] = {}
-    outside: list[Variable] = []
-    unknown: list[Variable] = []
+    unplaced: list[Variable] = []
     for variable, place in placed:
         if place is None:
-            (outside if names.NOT_NETWORK.search(variable.path) else unknown).append(variable)
+            unplaced.append(variable)
             continue
-        owner, module, leaf = place
+        module = place.module
         if module not in names.UNIQUE_MODULES:
-            module = f"{layers[owner]}.{module}"
-        parameter = f"{module}.{leaf}"
+            module = f"{layers[place.owner]}.{module}"
+        parameter = f"{module}.{place.leaf}"
         if parameter in parameters:
             raise ConversionError(
                 f"variables {parameters[parameter]} and {variable} both are {parameter}; "
@@ -120,56 +131,109 @@ def locate_variables(variables: Iterable[Variable]) -> Located:
             f"no MoViNet: none of its {len(variables)} variables is one of a MoViNet; found "
             f"{listing([str(v) for v in variables], 3) or 'nothing'}"
         )
+    roots = _roots(parameters.values())
+    outside = [v for v in unplaced if names.NOT_NETWORK.search(v.path) or _is_beside(v, roots)]
+    unknown = [variable for variable in unplaced if variable not in outside]
     if unknown:
         raise ConversionError(
             f"{len(unknown)} of {len(variables)} variables are none of a MoViNet: "
             f"{listing([str(v) for v in unknown])}"
         )
-    return Located(parameters, tuple(outside))
+    if not any(parameter.startswith("classifier.") for parameter in parameters):
+        raise ConversionError(
+            f"a backbone without a classifier: it has {len(parameters)} variables of a MoViNet, "
+            f"none of them the classifier's; give the file that the whole model was saved to"
+        )
+    return Located(parameters, tuple(outside), contents.dialect)
+
+
+def _roots(variables: Iterable[Variable]) -> frozenset[str]:
+    """Return the names under which a checkpoint's root holds the network, such as "model".
+
+    It is empty if the root is the network itself.
+    """
+    roots = frozenset(variable.path.partition("/")[0] for variable in variables)
+    return frozenset() if any(_PART_OF_MODEL.match(root) for root in roots) else roots
+
+
+_PART_OF_MODEL = re.compile(r"layer_with_weights-\d+$|layer-\d+$|_|keras_api$")
+
+
+def _is_beside(variable: Variable, roots: frozenset[str]) -> bool:
+    """Whether a checkpoint keeps a variable beside the network, not in it."""
+    root, slash, _ = variable.path.partition("/")
+    return bool(roots) and root not in roots and (bool(slash) or "." not in root)
 
 
 def _layers_of_owners(
-    placed: Iterable[tuple[Variable, tuple[str, str, str] | None]],
+    placed: Iterable[tuple[Variable, names.Place | None]], known: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the canonical layer of each object that holds a bottleneck layer's variables."""
     said: dict[str, set[str]] = {}
+    witnesses: dict[str, Variable] = {}
     for variable, place in placed:
-        if place is not None and place[1] not in names.UNIQUE_MODULES:
-            layer = names.layer_of_full_name(variable.full_name)
-            said.setdefault(place[0], set()).update([layer] if layer else [])
+        if place is not None and place.module not in names.UNIQUE_MODULES:
+            layer = known.get(place.owner) or names.layer_of(variable.full_name or variable.path)
+            said.setdefault(place.owner, set()).update([layer] if layer else [])
+            witnesses.setdefault(place.owner, variable)
     for owner, layers in said.items():
         if len(layers) != 1:
             raise ConversionError(
-                f"{owner}: the names of its variables speak of "
+                f"variable {witnesses[owner]}: its name and those next to it speak of "
                 f"{', '.join(sorted(layers)) or 'no block and layer'}, expected one such as "
                 f"b1/l0 or block1_layer0"
+                f"{'' if witnesses[owner].full_name else '; give a TF2 checkpoint or SavedModel'}"
             )
     return {owner: next(iter(layers)) for owner, layers in said.items()}
 
 
 def recognise(
-    located: Located, evidence: GraphEvidence | None, given: Mapping[str, Any]
+    located: Located,
+    evidence: GraphEvidence | None,
+    given: Mapping[str, Any],
+    *,
+    stated: Mapping[str, tuple[Any, str]] | None = None,
+    published: Published | None = None,
 ) -> Recognition:
     """Infer the spec.
 
     Args:
         located: the source's variables.
         evidence: the source's graph, if it has one.
-        given: fields of `ModelSpec` that the caller states; a graph must not contradict them.
+        given: fields of `ModelSpec` that the caller states; the source must not contradict them.
+            "2plus1d" and "3d_2plus1d" are the same function and may be given for each other.
+        stated: fields that the source states elsewhere -> (value, where).
+        published: what the catalogue says of the address that the source came from.
 
     Raises:
         ConversionError: the evidence is no MoViNet's, is inconsistent, or contradicts `given`.
     """
-    return _Recogniser(located, evidence, given).run()
+    try:
+        return _Recogniser(located, evidence, given, stated or {}, published).run()
+    # What following a damaged graph ends in; a node without its inputs, say.
+    except (LookupError, TypeError, ValueError) as error:
+        if evidence is None or isinstance(error, SpecError):
+            raise
+        raise ConversionError(
+            f"saved_model.pb: the graph does not hang together ({type(error).__name__}: {error}); "
+            f"the file is damaged, get it again"
+        ) from error
 
 
 class _Recogniser:
     def __init__(
-        self, located: Located, evidence: GraphEvidence | None, given: Mapping[str, Any]
+        self,
+        located: Located,
+        evidence: GraphEvidence | None,
+        given: Mapping[str, Any],
+        stated: Mapping[str, tuple[Any, str]],
+        published: Published | None,
     ) -> None:
         self.located = located
         self.evidence = evidence
         self.given = given
+        self.stated = stated
+        self.published = published
         self.findings: dict[str, Finding] = {}
         self.layers = self._layer_names()
 
@@ -197,6 +261,8 @@ class _Recogniser:
             )
         except SpecError as error:
             raise ConversionError(f"the variables make no MoViNet: {error}") from error
+        if self.evidence is None:
+            self._suppose_strides(spec)
         unused = {
             field: value
             for field, value in self.given.items()
@@ -218,6 +284,7 @@ class _Recogniser:
     ) -> Any:
         """Decide a field: what was read, or else what was given, or else what is assumed."""
         given = self.given.get(field)
+        read = read or self.stated.get(field)
         if read is not None:
             value, where = read
             if given is not None and given != value:
@@ -304,8 +371,13 @@ class _Recogniser:
                 f"a MoViNet has only one sort"
             )
         value = "2plus1d" if flat else "3d_2plus1d" if split else "3d"
-        witness = kernels[(split or flat or list(kernels))[0]]
-        self._settle("conv_type", (value, str(witness)), None)
+        witness = str(kernels[(split or flat or list(kernels))[0]])
+        given = self.given.get("conv_type")
+        if given != value and {given, value} <= _SPLIT:
+            where = f"the same function as {value}, which was read off {witness}"
+            self.findings["conv_type"] = Finding("conv_type", given, "given", where)
+        else:
+            self._settle("conv_type", (value, witness), None)
 
     def _find_se_type(self) -> None:
         names_ = [name for block in self.layers for name in block]
@@ -348,16 +420,47 @@ class _Recogniser:
         elif self.findings["positional_encoding"].value:
             self._settle("causal", (True, "it has positional encodings"), None)
         else:
-            stream = PUBLISHED["stream"]
-            looks_stream = self.findings["conv_type"].value != "3d" or (
-                self.findings["se_type"].value == stream["se_type"]
-            )
-            self._settle("causal", None, looks_stream)
+            hint = self._hint()
+            if hint is not None:
+                self._settle("causal", None, hint.model.mode == "stream", _as_published(hint))
+            else:
+                self._settle("causal", None, self._looks_stream())
+
+    def _looks_stream(self) -> bool:
+        """Whether the variables are those of a published stream model, but for the first ones."""
+        stream = PUBLISHED["stream"]
+        return self.findings["conv_type"].value != "3d" or (
+            self.findings["se_type"].value == stream["se_type"]
+        )
+
+    def _hint(self) -> Published | None:
+        """Return what is published where the source came from, if its variables fit that."""
+        hint = self.published
+        if hint is None:
+            return None
+        fits = (hint.model.mode == "stream" and not hint.legacy) == self._looks_stream()
+        return hint if fits else None
+
+    def _supposed(self) -> tuple[Mapping[str, str], str]:
+        """Return what the variables do not say, and why it is supposed."""
+        causal = self.findings["causal"].value
+        reason = "as the published models of this kind"
+        hint = self._hint()
+        if hint is not None and (hint.model.mode == "stream") != causal:
+            hint = None
+        if not causal or self.findings["conv_type"].value == "3d":
+            # The first stream models, by the names of their time; later code pads as TensorFlow.
+            first = self.located.has_short_names() and self.located.dialect.layout == "tensorflow"
+            legacy = causal and (first or (hint is not None and hint.legacy))
+            era: Mapping[str, str] = _SUPPOSED["3d legacy" if legacy else "3d"]
+        elif self.located.has_later_names():
+            era, reason = _SUPPOSED["split era 3"], "named as since tf-models-official 2.8"
+        else:
+            era = _SUPPOSED["split era 2"]
+        return era, reason if hint is None else _as_published(hint)
 
     def _find_activations(self) -> None:
-        published = PUBLISHED["base"]
-        if self.findings["causal"].value and self.findings["conv_type"].value != "3d":
-            published = PUBLISHED["stream"]
+        supposed, reason = self._supposed()
         backbone = [
             parameter
             for parameter in self.located.parameters
@@ -373,14 +476,14 @@ class _Recogniser:
             )
         ]
         gates = [p for p in self.located.parameters if p.endswith("expand.conv.bias")]
-        self._agree("activation", backbone, published.get("activation", "swish"))
+        self._agree("activation", backbone, supposed["activation"], reason)
         if gates:
-            self._agree("gate", gates, published.get("gate", "sigmoid"))
-        self._agree("classifier_activation", ["classifier.hidden.conv.bias"], "swish")
+            self._agree("gate", gates, supposed["gate"], reason)
+        self._agree("classifier_activation", ["classifier.hidden.conv.bias"], "swish", reason)
 
-    def _agree(self, field: str, parameters: list[str], assumed: str) -> None:
+    def _agree(self, field: str, parameters: list[str], assumed: str, reason: str) -> None:
         if self.evidence is None:
-            self._settle(field, None, assumed)
+            self._settle(field, None, assumed, reason)
             return
         read = self.evidence.gate if field == "gate" else self.evidence.activation
         statements = {parameter: read(parameter) for parameter in parameters}
@@ -399,9 +502,9 @@ class _Recogniser:
         if not (causal and whole):
             self._settle("causal_padding", ("same", "only causal 3-D networks differ"), None)
             return
-        # The first stream models were all that had causal 3-D convolutions.
         if not convolutions:
-            self._settle("causal_padding", None, "legacy")
+            supposed, reason = self._supposed()
+            self._settle("causal_padding", None, supposed["causal_padding"], reason)
             return
         fitting = frozenset({"same", "legacy"})
         where = "no strided convolution"
@@ -426,6 +529,13 @@ class _Recogniser:
             )
         self._settle("norm_epsilon", (values[variances[0]], variances[0]), None)
 
+    def _suppose_strides(self, spec: ModelSpec) -> None:
+        strided = ["stem"] if spec.stem.strides != (1, 1, 1) else []
+        strided += [layer.name for layer in spec.layers() if layer.downsamples]
+        self.findings["strides"] = Finding(
+            "strides", f"(1, 2, 2) in {', '.join(strided)}", "assumed", "the family's rule"
+        )
+
     def _strides(self, module: str, rule: Triple, evidence: Mapping[str, Any]) -> Triple:
         found = evidence.get(f"{module}.conv.weight")
         return rule if found is None else found.strides
@@ -439,6 +549,7 @@ class _Recogniser:
 
     def _blocks(self, convolutions: Mapping[str, ConvolutionEvidence]) -> tuple[BlockSpec, ...]:
         blocks = []
+        entering = self.located.shape("stem.conv.weight")[0]
         for index, layers in enumerate(self.layers):
             widths = [self.located.shape(f"{name}.projection.conv.weight")[0] for name in layers]
             if len(set(widths)) != 1:
@@ -450,7 +561,8 @@ class _Recogniser:
                 halves = index in DOWNSAMPLING_BLOCKS and name == layers[0]
                 rule = (1, 2, 2) if halves else (1, 1, 1)
                 strides.append(self._strides(f"{name}.depthwise", rule, convolutions))
-                self._check_skip(name, strides[-1])
+                self._check_skip(name, strides[-1], entering, widths[0])
+                entering = widths[0]
             blocks.append(
                 BlockSpec(
                     base_filters=widths[0],
@@ -463,10 +575,19 @@ class _Recogniser:
             )
         return tuple(blocks)
 
-    def _check_skip(self, name: str, strides: Triple) -> None:
-        """Check that the pool in front of the skip projection is there when the layer strides."""
+    def _check_skip(self, name: str, strides: Triple, entering: int, leaving: int) -> None:
+        """Check that the layer's skip projection, and the pool before it, are what strides need."""
         weight = f"{name}.skip.conv.weight"
-        if self.evidence is None or weight not in self.located.parameters:
+        projects = weight in self.located.parameters
+        if self.evidence is None:
+            if projects != (strides != (1, 1, 1) or entering != leaving):
+                raise ConversionError(
+                    f"{name}: {'a' if projects else 'no'} skip projection from {entering} to "
+                    f"{leaving} channels at strides {strides}, which follow from the family's "
+                    f"rule; a variable is missing, or it is no network of the family's shape"
+                )
+            return
+        if not projects:
             return
         pool = self.evidence.average_pool(weight)
         if (pool is not None) != (strides != (1, 1, 1)):
@@ -477,3 +598,18 @@ class _Recogniser:
 
 
 _LAYER = re.compile(r"block(\d+)_layer(\d+)\.")
+
+# (2+1)D: one function of the same weights.
+_SPLIT = {"2plus1d", "3d_2plus1d"}
+
+# What variables do not tell, by conv type and era of the authors' code.
+_SUPPOSED: Mapping[str, Mapping[str, str]] = {
+    "3d": {"activation": "swish", "gate": "sigmoid", "causal_padding": "same"},
+    "3d legacy": {"activation": "swish", "gate": "sigmoid", "causal_padding": "legacy"},
+    "split era 2": {"activation": "hard_swish", "gate": "hard_sigmoid_keras"},
+    "split era 3": {"activation": "hard_swish", "gate": "hard_sigmoid_relu6"},
+}
+
+
+def _as_published(entry: Published) -> str:
+    return f"as published at {entry.url}"

@@ -1,7 +1,7 @@
-"""Where TensorFlow weights come from: a URL, an archive, a SavedModel folder or a checkpoint.
+"""Where weights come from: a URL, an archive, a SavedModel folder, a checkpoint, or one file.
 
-`open_source` makes a local SavedModel folder or checkpoint prefix of each of them. Only URLs need
-TensorFlow, because tensorflow_hub does.
+`open_source` makes a local SavedModel folder, checkpoint prefix or file of each of them. Only URLs
+need TensorFlow, because tensorflow_hub does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.error
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from converters.tensorflow import import_tensorflow, import_tensorflow_hub
 from movinet_port.checkpoint import listing
 from movinet_port.errors import MovinetPortError
 
-Kind = Literal["saved_model", "checkpoint"]
+Kind = Literal["saved_model", "checkpoint", "hdf5", "keras", "state_dict"]
 Progress = Callable[[str], None]
 
 # The graph and weights of the largest network, A5, are a few hundred MB in a handful of files.
@@ -48,13 +49,13 @@ class Source:
     """TensorFlow weights on this machine.
 
     Attributes:
-        path: the folder that holds ``saved_model.pb``, or a checkpoint's prefix: the path of its
-            index file without ``.index``.
-        kind: which of the two.
+        path: the folder that holds ``saved_model.pb``; a checkpoint's prefix: the path of its
+            index file without ``.index``; or a file.
+        kind: which of them; a file's kind is "hdf5", "keras" (Keras 3's zip) or "state_dict".
         provenance: ``source``, as given; ``sha256`` of the files that matter, which is what
             ``sha256sum saved_model.pb variables/* | sha256sum`` prints in a SavedModel's folder
-            (``sha256sum PREFIX.data-* PREFIX.index | sha256sum`` for a checkpoint); and
-            ``archive_sha256`` of a local archive.
+            (``sha256sum PREFIX.data-* PREFIX.index | sha256sum`` for a checkpoint), or the file's;
+            and ``archive_sha256`` of a local archive.
     """
 
     path: Path
@@ -66,13 +67,13 @@ class Source:
 def open_source(
     source: str | os.PathLike[str], progress: Progress | None = None
 ) -> Iterator[Source]:
-    """Find a SavedModel or a checkpoint; what had to be unpacked is removed at the end.
+    """Find what holds weights; what had to be unpacked is removed at the end.
 
     Args:
         source: a TF Hub or Kaggle handle or another http(s) URL of a tar archive, which
             tensorflow_hub downloads and caches (under ``TFHUB_CACHE_DIR``, if set); a folder or a
             tar archive that holds a SavedModel or a TF2 checkpoint, itself or in one sub-folder;
-            or a TF2 checkpoint's prefix or index file.
+            a TF2 checkpoint's prefix or index file; or a Keras or PyTorch file.
         progress: called with a few words before each step that may take long.
 
     Raises:
@@ -94,6 +95,8 @@ def open_source(
                 kind, path = _find_in(Path(name))
             elif (prefix := _as_prefix(name)) is not None:
                 kind, path = "checkpoint", prefix
+            elif (file_kind := _kind_of_file(Path(name))) is not None:
+                kind, path = file_kind, Path(name)
             else:
                 archive = _as_archive(name)
                 report(f"unpacking {name}")
@@ -102,7 +105,8 @@ def open_source(
                 folder = Path(stack.enter_context(temporary))
                 _unpack(archive, folder)
                 kind, path = _find_in(folder)
-            provenance["sha256"] = _digest(path, kind)
+            whole = kind in ("saved_model", "checkpoint")
+            provenance["sha256"] = _digest(path, kind) if whole else _sha256(path)
         except (_Problem, OSError) as error:
             raise SourceError(
                 f"cannot read {name or repr('')}: {_reason(error)}{advice}"
@@ -185,6 +189,44 @@ def _hub_settings() -> Iterator[None]:
                 os.environ[name] = value
 
 
+# Single files
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_FILE_KINDS: dict[str, Kind] = {
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".keras": "keras",
+    ".pt": "state_dict",
+    ".pth": "state_dict",
+}
+
+
+def _kind_of_file(path: Path) -> Kind | None:
+    """Return what a file is, by its content or else, if that is damaged, by its name."""
+    try:
+        if not path.is_file():
+            return None
+    # A path that no file system has: with a null character, say.
+    except ValueError:
+        return None
+    with path.open("rb") as file:
+        if file.read(len(_HDF5)) == _HDF5:
+            return "hdf5"
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+        # NotImplementedError: what a damaged header asks for.
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
+            members = []
+        if "model.weights.h5" in members:
+            return "keras"
+        # What torch.save puts into every file.
+        if any(member.endswith("/data.pkl") for member in members):
+            return "state_dict"
+    return _FILE_KINDS.get(path.suffix.lower())
+
+
 # Archives
 
 _ACCEPTED = (
@@ -192,8 +234,7 @@ _ACCEPTED = (
 )
 
 _OTHER_FILES = {
-    r"\.(h5|hdf5|keras)$": f"Keras files are not read here; {_ACCEPTED}",
-    r"\.(pt|pth|safetensors)$": f"PyTorch files are not read here; {_ACCEPTED}",
+    r"\.safetensors$": f"safetensors files are not read here; {_ACCEPTED}",
     r"\.(tflite|onnx|ckpt)$": f"this format is not read here; {_ACCEPTED}",
     r"\.zip$": "zip archives are not read here; unpack it and give the folder",
     rf"^{re.escape(GRAPH_FILE)}$": "this is one file of a SavedModel; give the folder it is in",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.contents import Contents, Variable
 from converters.errors import ConversionError
 from converters.tensorflow import import_tensorflow
 
@@ -32,32 +32,7 @@ _ALIASES = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Variable:
-    """One variable of a source.
-
-    Attributes:
-        path: object path from the root, such as
-            ``layer_with_weights-0/layer_with_weights-1/_expansion/_conv/kernel``.
-        full_name: TensorFlow's name for it; may be empty.
-        shape: TensorFlow's layout.
-        dtype: numpy name.
-        node: number of the object in the source's object graph.
-        read: reads the values; raises `ConversionError` if the file is damaged.
-    """
-
-    path: str
-    full_name: str
-    shape: tuple[int, ...]
-    dtype: str
-    node: int
-    read: Callable[[], NDArray[Any]] = dataclasses.field(repr=False, compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.path} ({self.full_name})" if self.full_name else self.path
-
-
-def read_variables(prefix: Path) -> list[Variable]:
+def read_variables(prefix: Path) -> Contents:
     """List the variables of the checkpoint at `prefix` (``.../variables/variables``).
 
     Only the index is read; values are read variable by variable.
@@ -99,7 +74,7 @@ def read_variables(prefix: Path) -> list[Variable]:
                     read=_reader_of(prefix, reader, key),
                 )
             )
-    return variables
+    return Contents(variables)
 
 
 def object_paths(children: Iterable[Iterable[tuple[str, int]]]) -> dict[int, str]:

@@ -117,6 +117,11 @@ class SavedModelRunner:
         self._call = signatures[key]
         self._init_states = signatures.get("init_states")
         specs: Mapping[str, Any] = self._call.structured_input_signature[1]
+        if "image" not in specs or specs["image"].shape.rank != 5:
+            raise ConversionError(
+                f"{folder}: signature {key} takes {', '.join(specs) or 'nothing'}, expected image "
+                f"(batch, frames, height, width, 3)"
+            )
         self._specs = {name: spec for name, spec in specs.items() if name != "image"}
         image = specs["image"].shape.as_list()[:4]
         free = _FREE.values()
@@ -136,9 +141,14 @@ class SavedModelRunner:
             raise ConversionError(
                 f"TensorFlow cannot run the source: {_first_line(error)}"
             ) from error
-        self._states = {name: outputs.pop(name) for name in self._states}
-        (logits,) = outputs.values()
-        result: NDArray[np.float32] = logits.numpy()
+        logits = [name for name in outputs if name not in self._states]
+        if len(logits) != 1 or len(outputs) != len(self._states) + 1:
+            raise ConversionError(
+                f"the source returns {', '.join(sorted(outputs))}; expected one tensor of logits "
+                f"and each of its {len(self._states)} states"
+            )
+        result: NDArray[np.float32] = outputs.pop(logits[0]).numpy()
+        self._states = outputs
         return result
 
     @property

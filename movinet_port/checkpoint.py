@@ -56,8 +56,10 @@ class Checkpoint:
         check_fit(model.state_dict(), self.state_dict)
         if self.labels is not None:
             check_labels(self.labels, self.spec.num_classes, "labels")
-        # Assigned, not copied: nothing was allocated for the network on the meta device.
-        model.load_state_dict(dict(self.state_dict), assign=True)
+        # The network's own copies: nothing was allocated for it on the meta device, and another
+        # network of this checkpoint must not train along.
+        copies = {name: tensor.detach().clone() for name, tensor in self.state_dict.items()}
+        model.load_state_dict(copies, assign=True)
         model.labels = self.labels
         return model.eval()
 
@@ -74,6 +76,11 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> No
         f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name} is {found[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
     ]
     if problems:
         raise CheckpointError(f"the weights do not fit the spec: {listing(problems)}")
@@ -94,14 +101,18 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         MovinetPortError: the file cannot be written.
     """
     with whole_file(path) as temporary:
-        state_dict = {name: t.contiguous() for name, t in checkpoint.state_dict.items()}
+        # Copies, so that a view does not take the whole of what it looks at into the file.
+        state_dict = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in checkpoint.state_dict.items()
+        }
         content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "spec": checkpoint.spec.to_dict(),
-            "provenance": dict(checkpoint.provenance),
+            "provenance": _plain_data(path, checkpoint.provenance),
         }
         if checkpoint.labels is not None:
-            content["labels"] = list(checkpoint.labels)
+            content["labels"] = [str(label) for label in checkpoint.labels]
         if Path(path).suffix == SAFETENSORS:
             from safetensors.torch import save_file
 
@@ -109,6 +120,18 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
             _translate_oserror(save_file, state_dict, temporary, metadata)
         else:
             _translate_oserror(torch.save, {**content, "state_dict": state_dict}, temporary)
+
+
+def _plain_data(path: str | os.PathLike[str], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance as JSON would give it back: nothing that a reader would refuse."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: the provenance is not plain data: {error}; "
+            f"use text, numbers, lists and dicts"
+        ) from error
+    return plain
 
 
 def _translate_oserror(write: Any, *args: Any) -> None:
@@ -128,6 +151,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: the file is missing, damaged, or no checkpoint of movinet-port.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"cannot read {path}: it is a folder, expected a file")
     if not path.is_file():
         raise CheckpointError(f"cannot read {path}: no such file")
     content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pt(path)
@@ -141,7 +166,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         spec = ModelSpec.from_dict(content["spec"])
     except SpecError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {error}; convert the model again") from error
     labels = content.get("labels")
     return Checkpoint(
         spec,
@@ -170,19 +195,24 @@ _KEYS = {"format_version": int, "spec": dict, "provenance": dict, "state_dict": 
 
 def _check_content(path: Path, content: Any) -> None:
     found = content if isinstance(content, dict) else {}
-    if not all(isinstance(found.get(key), kind) for key, kind in _KEYS.items()) or not all(
-        isinstance(tensor, Tensor) for tensor in found["state_dict"].values()
-    ):
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(found.get(key), kind)]
+    if not isinstance(found.get("labels", []), list):
+        wrong.append("labels")
+    if "state_dict" not in wrong:
+        tensors = found["state_dict"]
+        wrong += [f"state_dict[{key!r}]" for key in tensors if not isinstance(tensors[key], Tensor)]
+    if wrong:
         raise CheckpointError(
-            f"cannot read {path}: no checkpoint of movinet-port: expected the keys "
-            f"{', '.join(_KEYS)}, found {', '.join(map(str, list(found)[:4])) or type(content)}; "
-            f"'movinet-port convert' makes one"
+            f"cannot read {path}: no checkpoint of movinet-port: {listing(wrong, 4)} missing or "
+            f"of another type; expected {', '.join(_KEYS)}; 'movinet-port convert' makes one"
         )
 
 
 def _read_pt(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     # A damaged archive fails in as many ways as there are parsers inside torch.load.
     except Exception as error:
         raise CheckpointError(
@@ -198,7 +228,9 @@ def _read_safetensors(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:
             content = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"cannot read {path}: no safetensors checkpoint of movinet-port "
             f"({type(error).__name__}: {error}); convert the model again"

@@ -20,7 +20,7 @@ from movinet_port.checkpoint import SAFETENSORS
 from movinet_port.errors import MovinetPortError, nearest
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
-from movinet_port.spec import Activation, CausalPadding, Gate
+from movinet_port.spec import Activation, CausalPadding, ConvType, Gate
 from movinet_port.variants import list_models
 
 MISMATCH = 1
@@ -139,6 +139,11 @@ def main() -> None:
 @click.option("--padding", type=click.Choice(get_args(CausalPadding)), help="Likewise.")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="Likewise.")
 @click.option(
+    "--conv-type",
+    type=click.Choice(get_args(ConvType)),
+    help="2plus1d or 3d_2plus1d: the same function, run with 2-D or with 3-D kernels.",
+)
+@click.option(
     "--labels",
     "labels_file",
     type=click.Path(),
@@ -156,6 +161,7 @@ def convert(
     gate: str | None,
     padding: str | None,
     activation: str | None,
+    conv_type: str | None,
     labels_file: str | None,
     verbose: bool,
 ) -> None:
@@ -167,7 +173,12 @@ def convert(
     from converters import convert_source, summary
     from converters.tensorflow import import_tensorflow, quiet
 
-    given = {"gate": gate, "causal_padding": padding, "activation": activation}
+    given = {
+        "gate": gate,
+        "causal_padding": padding,
+        "activation": activation,
+        "conv_type": conv_type,
+    }
     if source is None:
         source = _newest(model, mode)
     if output is not None:

@@ -13,19 +13,23 @@ from movinet_port.errors import MovinetPortError
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success it becomes `path`.
+    """Yield a temporary path next to `path`; on success it becomes `path`, or what that links to.
 
     What was at `path` before stays as it is until the new file is on the disk, and stays for good
     if anything fails.
 
     Raises:
-        MovinetPortError: the folder is missing or not writable, or the disk is full.
+        MovinetPortError: the folder is missing or not writable, there is something else than a
+            file, or the disk is full.
     """
     target = Path(path)
-    if target.is_dir():
-        raise MovinetPortError(f"cannot write {target}: it is a folder; name a file")
+    # os.path and not Path, which raises for names that no file system has.
+    if os.path.exists(target) and not os.path.isfile(target):
+        kind = "a folder" if os.path.isdir(target) else "no regular file"
+        raise MovinetPortError(f"cannot write {target}: it is {kind}; name a file")
+    final = Path(os.path.realpath(target))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
     except OSError as error:
         raise _cannot_write(target, error) from error
     temporary = Path(name)
@@ -39,17 +43,22 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
-            temporary.replace(target)
+            temporary.replace(final)
         except OSError as error:
             raise _cannot_write(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
+    _sync_folder(final.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Best effort: the file is whole by now, and some file systems refuse to sync a folder.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
 
 
 def _cannot_write(target: Path, error: OSError) -> MovinetPortError:

@@ -238,10 +238,13 @@ class AveragePool(nn.Module):
         """Return (batch, channels, frames, ceil(height / 2), ceil(width / 2))."""
         pads = [*same_padding(x.shape[4], 3, 2), *same_padding(x.shape[3], 3, 2)]
 
-        def window_sum(values: Tensor) -> Tensor:
-            return F.avg_pool3d(F.pad(values, pads), (1, 3, 3), (1, 2, 2), divisor_override=1)
+        def window_sum(planes: Tensor) -> Tensor:
+            return F.avg_pool2d(F.pad(planes, pads), 3, 2, divisor_override=1)
 
-        return window_sum(x) / window_sum(x.new_ones(1, 1, 1, x.shape[3], x.shape[4]))
+        # Each frame of each channel by itself; the 3-D pool has no half precision on a CPU.
+        total = window_sum(x.flatten(1, 2))
+        count = window_sum(x.new_ones(1, 1, x.shape[3], x.shape[4]))
+        return (total / count).unflatten(1, (x.shape[1], x.shape[2]))
 
 
 class SkipProjection(ConvBlock):
@@ -397,7 +400,7 @@ class StochasticDepth(nn.Module):
             return x
         keep = 1.0 - self.drop_rate
         mask = x.new_empty(x.shape[0], 1, 1, 1, 1).bernoulli_(keep)
-        return x * (mask / keep)
+        return x * (mask / keep if keep > 0 else mask)
 
     def extra_repr(self) -> str:
         """Show the rate."""

@@ -67,6 +67,9 @@ class MoViNet(nn.Module):
         **overrides: Any,
     ) -> None:
         super().__init__()
+        for name, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
+            if not 0 <= rate <= 1:
+                raise SpecError(f"{name} is {rate!r}, expected a rate between 0 and 1")
         self.spec = _resolve_spec(spec, num_classes, causal, overrides)
         spec = self.spec
         layers = list(spec.layers())
@@ -113,17 +116,18 @@ class MoViNet(nn.Module):
         """
         if not self.spec.causal:
             return self._run(video, None)[0]
-        batch, height, width = _check_video(video)
-        if self._state is None:
-            self._state = self.init_state(batch, height, width)
-            self._stream_shape = (batch, height, width)
-        elif self._stream_shape != (batch, height, width):
+        shape = _check_video(video)
+        state = self._state
+        if state is None:
+            state = self.init_state(*shape)
+        elif self._stream_shape != shape:
             raise StateError(
-                f"the clip is (batch, height, width) = {(batch, height, width)}, but the video so "
-                f"far was {self._stream_shape}; call clean_activation_buffers() before another "
-                f"video"
+                f"the clip is (batch, height, width) = {shape}, but the video so far was "
+                f"{self._stream_shape}; call clean_activation_buffers() before another video"
             )
-        logits, state = self._run(video, self._state)
+        logits, state = self._run(video, state)
+        # Only now: a clip that failed is no part of the video.
+        self._stream_shape = shape
         self._state = {name: value.detach() for name, value in state.items()}
         return logits
 

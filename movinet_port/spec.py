@@ -33,6 +33,46 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
+# Far above any network, far below what overflows.
+_LARGEST = 2**20
+
+
+def _whole(where: str, value: object) -> int:
+    if type(value) is not int or not 1 <= value <= _LARGEST:
+        raise SpecError(f"{where} is {value!r}, expected a whole number of at least 1")
+    return value
+
+
+def _sequence(where: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise SpecError(f"{where} is {value!r}, expected a sequence")
+    return tuple(value)
+
+
+def _triple(where: str, value: object) -> Triple:
+    items = _sequence(where, value)
+    if len(items) != 3:
+        raise SpecError(f"{where} is {value!r}, expected three numbers: (frames, height, width)")
+    frames, height, width = (_whole(where, item) for item in items)
+    return frames, height, width
+
+
+def _strides(where: str, value: object) -> Triple:
+    strides = _triple(where, value)
+    if strides not in ((1, 1, 1), (1, 2, 2)):
+        raise SpecError(
+            f"{where} is {strides}; a MoViNet has (1, 1, 1) or (1, 2, 2), and no temporal stride "
+            f"anywhere"
+        )
+    return strides
+
+
+def _set(spec: object, **fields: object) -> None:
+    """Put checked values into a frozen dataclass that is being made."""
+    for name, value in fields.items():
+        object.__setattr__(spec, name, value)
+
+
 @dataclasses.dataclass(frozen=True)
 class StemSpec:
     """The first convolution; kernel and strides are (frames, height, width)."""
@@ -40,6 +80,14 @@ class StemSpec:
     filters: int
     kernel_size: Triple = (1, 3, 3)
     strides: Triple = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        _whole("stem: filters", self.filters)
+        _set(
+            self,
+            kernel_size=_triple("stem: kernel_size", self.kernel_size),
+            strides=_strides("stem: strides", self.strides),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +99,21 @@ class BlockSpec:
     kernel_sizes: tuple[Triple, ...]
     strides: tuple[Triple, ...]
 
+    def __post_init__(self) -> None:
+        _whole("block: base_filters", self.base_filters)
+        checks = {"expand_filters": _whole, "kernel_sizes": _triple, "strides": _strides}
+        for name, check in checks.items():
+            where = f"block: {name}"
+            items = _sequence(where, getattr(self, name))
+            _set(self, **{name: tuple(check(where, item) for item in items)})
+        lengths = {name: len(getattr(self, name)) for name in checks}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise SpecError(
+                f"block: {lengths['expand_filters']} expand_filters, {lengths['kernel_sizes']} "
+                f"kernel_sizes and {lengths['strides']} strides; expected one of each per layer, "
+                f"and at least one layer"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec:
@@ -58,6 +121,10 @@ class HeadSpec:
 
     project_filters: int
     head_filters: int
+
+    def __post_init__(self) -> None:
+        _whole("head: project_filters", self.project_filters)
+        _whole("head: head_filters", self.head_filters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,57 +192,50 @@ class ModelSpec:
     norm_epsilon: float = 1e-3
 
     def __post_init__(self) -> None:
+        try:
+            self._check_fields()
+            self._check_together()
+        except SpecError as error:
+            raise SpecError(f"spec {self.name!r}: {error}") from None
+
+    def _check_fields(self) -> None:
+        if not isinstance(self.name, str):
+            raise SpecError(f"name is {self.name!r}, expected text")
+        for field, kind in (("stem", StemSpec), ("head", HeadSpec)):
+            if not isinstance(getattr(self, field), kind):
+                raise SpecError(f"{field} is {getattr(self, field)!r}, expected a {kind.__name__}")
+        _set(self, blocks=_sequence("blocks", self.blocks))
+        for index, block in enumerate(self.blocks):
+            if not isinstance(block, BlockSpec):
+                raise SpecError(f"blocks: number {index} is {block!r}, expected a BlockSpec")
+        if not self.blocks:
+            raise SpecError("blocks is empty; a MoViNet has at least one block")
+        _whole("num_classes", self.num_classes)
+        for field in ("causal", "positional_encoding"):
+            if not isinstance(getattr(self, field), bool):
+                raise SpecError(f"{field} is {getattr(self, field)!r}, expected True or False")
         for field, choices in _CHOICES.items():
-            value = getattr(self, field)
-            if value not in choices:
+            value: object = getattr(self, field)
+            if not isinstance(value, str) or value not in choices:
                 raise SpecError(
-                    f"spec {self.name!r}: {field} is {value!r}, expected one of "
+                    f"{field} is {value!r}, expected one of "
                     f"{', '.join(choices)}{nearest(str(value), choices)}"
                 )
-        if not self.blocks:
-            raise SpecError(f"spec {self.name!r}: a MoViNet has at least one block, found none")
-        if self.num_classes < 1:
-            raise SpecError(f"spec {self.name!r}: num_classes is {self.num_classes}, expected >= 1")
+        epsilon: object = self.norm_epsilon
+        if type(epsilon) is not float or not 0 < epsilon < 1:
+            raise SpecError(f"norm_epsilon is {epsilon!r}, expected a number between 0 and 1")
+
+    def _check_together(self) -> None:
         if self.positional_encoding and not self.causal:
-            raise SpecError(
-                f"spec {self.name!r}: positional_encoding needs a causal (stream) network"
-            )
+            raise SpecError("positional_encoding needs a causal (stream) network")
         if self.positional_encoding and self.se_type == "none":
             raise SpecError(
-                f"spec {self.name!r}: positional_encoding is added inside the "
-                f"squeeze-excitation, and se_type is 'none'"
+                "positional_encoding is added inside the squeeze-excitation, and se_type is 'none'"
             )
         if self.causal_padding == "legacy" and not (self.causal and self.conv_type == "3d"):
             raise SpecError(
-                f"spec {self.name!r}: causal_padding 'legacy' exists only in causal networks "
-                f"with conv_type '3d', found causal={self.causal}, conv_type={self.conv_type!r}"
-            )
-        for index, block in enumerate(self.blocks):
-            lengths = {len(block.expand_filters), len(block.kernel_sizes), len(block.strides)}
-            if len(lengths) != 1 or 0 in lengths:
-                raise SpecError(
-                    f"spec {self.name!r}: block {index} has {len(block.expand_filters)} expansion "
-                    f"widths, {len(block.kernel_sizes)} kernels and {len(block.strides)} strides; "
-                    f"expected one of each per layer, and at least one layer"
-                )
-        for layer in self.layers():
-            self._check_window(layer.name, layer.kernel_size, layer.strides)
-            if min(layer.expand_filters, layer.out_filters) < 1:
-                raise SpecError(f"spec {self.name!r}: {layer.name} has a width below 1")
-        self._check_window("stem", self.stem.kernel_size, self.stem.strides)
-        if min(self.stem.filters, self.head.project_filters, self.head.head_filters) < 1:
-            raise SpecError(f"spec {self.name!r}: stem or head has a width below 1")
-
-    def _check_window(self, where: str, kernel: Triple, strides: Triple) -> None:
-        if not _is_triple(kernel):
-            raise SpecError(
-                f"spec {self.name!r}: {where} has kernel {kernel}, expected three sizes of at "
-                f"least 1: (frames, height, width)"
-            )
-        if strides not in ((1, 1, 1), (1, 2, 2)):
-            raise SpecError(
-                f"spec {self.name!r}: {where} has strides {strides}; a MoViNet has (1, 1, 1) or "
-                f"(1, 2, 2), and no temporal stride anywhere"
+                f"causal_padding 'legacy' exists only in causal networks with conv_type '3d', "
+                f"found causal={self.causal}, conv_type={self.conv_type!r}"
             )
 
     @property
@@ -239,17 +299,28 @@ class ModelSpec:
         Raises:
             SpecError: a field is unknown, missing, or has the wrong type.
         """
-        try:
-            fields = dict(data)
-            fields["stem"] = StemSpec(**_frozen(fields["stem"]))
-            fields["blocks"] = tuple(BlockSpec(**_frozen(block)) for block in fields["blocks"])
-            fields["head"] = HeadSpec(**_frozen(fields["head"]))
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SpecError(
-                f"the spec is not one that movinet-port wrote: {error}; "
-                f"convert the model again with this version"
-            ) from error
+        fields = _fields("spec", cls, data)
+        fields["stem"] = StemSpec(**_fields("stem", StemSpec, fields["stem"]))
+        fields["head"] = HeadSpec(**_fields("head", HeadSpec, fields["head"]))
+        fields["blocks"] = tuple(
+            BlockSpec(**_fields("block", BlockSpec, block))
+            for block in _sequence("blocks", fields["blocks"])
+        )
+        return cls(**fields)
+
+
+def _fields(where: str, kind: type[Any], data: object) -> dict[str, Any]:
+    """Check the names in `data` against the fields of a dataclass."""
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{where} is {data!r}, expected a table of fields")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for name in data:
+        if name not in known:
+            raise SpecError(f"{where}: no field is called {name!r}{nearest(str(name), known)}")
+    for name, field in known.items():
+        if name not in data and field.default is dataclasses.MISSING:
+            raise SpecError(f"{where}: {name} is missing")
+    return dict(data)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -267,24 +338,9 @@ def layer_name(block: int, layer: int) -> str:
     return f"block{block}_layer{layer}"
 
 
-def _is_triple(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 3
-        and all(type(n) is int and n > 0 for n in value)
-    )
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
-
-
-def _frozen(data: Mapping[str, Any]) -> dict[str, Any]:
-    def freeze(value: Any) -> Any:
-        return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-    return {key: freeze(value) for key, value in data.items()}

@@ -16,7 +16,7 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,7 +182,10 @@ def _random_value(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -
 
 
 def run(
-    model: Any, video: np.ndarray, chunks: Iterable[int] | None = None
+    model: Any,
+    video: np.ndarray,
+    chunks: Iterable[int] | None = None,
+    call: Callable[[dict[str, Any]], Any] | None = None,
 ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Run the authors' `model` over `video` and return (logits, states) after each chunk.
 
@@ -192,6 +195,7 @@ def run(
         chunks: lengths in frames, which add up to the video's; None is the whole video at once.
             States are carried from chunk to chunk. A model without external states takes one chunk
             and has no states.
+        call: what to call with the inputs in place of `model`, such as a ``tf.function`` of it.
     """
     import tensorflow as tf
 
@@ -204,7 +208,8 @@ def run(
     states = model.init_states(tf.constant(video.shape)) if streams else {}
     results = []
     for stop, length in zip(np.cumsum(lengths), lengths, strict=True):
-        output = model({**states, "image": tf.constant(video[:, stop - length : stop])})
+        clip = tf.constant(video[:, stop - length : stop])
+        output = (call or model)({**states, "image": clip})
         logits, states = output if streams else (output, {})
         results.append((logits.numpy(), {name: value.numpy() for name, value in states.items()}))
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import math
 import os
 import platform
@@ -145,6 +146,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "tools": _tool_versions(),
         "assumed": {finding.field: finding.value for finding in recognition.assumed()},
+        "weights_sha256": weights_digest(state_dict),
     }
     checkpoint = Checkpoint(recognition.spec, state_dict, provenance)
     return Conversion(
@@ -237,6 +239,15 @@ def _read(name: str, located: Located) -> Tensor:
             f"float32; expected finite ones"
         )
     return torch.from_numpy(np.array(names.to_torch_layout(located.dialect.layout, name, value)))
+
+
+def weights_digest(state_dict: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names and values of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        digest.update(name.encode())
+        digest.update(state_dict[name].detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_given(given: Mapping[str, Any]) -> None:

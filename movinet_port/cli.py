@@ -119,7 +119,8 @@ def main() -> None:
     "--hub-url",
     "source",
     metavar="SOURCE",
-    help="TF Hub or Kaggle handle, URL or path of a tar.gz, SavedModel folder, or TF2 checkpoint. "
+    help="TF Hub or Kaggle handle, URL or path of a tar.gz, SavedModel folder, TF2 checkpoint, "
+    "Keras file (.h5, .weights.h5, .keras), or state dict of the first PyTorch port (.pt, .pth). "
     "Default: the newest published SavedModel of --model and --mode.",
 )
 @click.option(
@@ -150,6 +151,14 @@ def main() -> None:
     metavar="FILE",
     help="Text file with the classes' names, one per line, to keep in the output.",
 )
+@click.option(
+    "--all",
+    "whole_catalogue",
+    is_flag=True,
+    help="Every published file (of --model and --mode, if named) into the folder --out; what is "
+    "there already and whole is kept.",
+)
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for --all.")
 @click.option("-v", "--verbose", is_flag=True, help="Show TensorFlow's own messages.")
 def convert(
     model: str | None,
@@ -163,6 +172,8 @@ def convert(
     activation: str | None,
     conv_type: str | None,
     labels_file: str | None,
+    whole_catalogue: bool,
+    out: str | None,
     verbose: bool,
 ) -> None:
     """Convert a TensorFlow MoViNet into a PyTorch checkpoint, and compare both sides.
@@ -179,6 +190,10 @@ def convert(
         "activation": activation,
         "conv_type": conv_type,
     }
+    if whole_catalogue or out is not None:
+        single = {"--hub-url": source, "-o": output, "--labels": labels_file, **given}
+        _convert_all(whole_catalogue, out, single, model, mode, suffix, not no_verify, verbose)
+        return
     if source is None:
         source = _newest(model, mode)
     if output is not None:
@@ -211,6 +226,48 @@ def convert(
     else:
         rows.append(("compared", "no: --no-verify" if no_verify else "no: it has no graph"))
     _print_rows(rows)
+
+
+def _convert_all(
+    whole_catalogue: bool,
+    out: str | None,
+    single: dict[str, Any],
+    model: str | None,
+    mode: str | None,
+    suffix: str | None,
+    verify: bool,
+    verbose: bool,
+) -> None:
+    import weights
+    from converters.batch import TABLE, convert_all
+    from converters.tensorflow import import_tensorflow, quiet
+
+    if not whole_catalogue or out is None:
+        raise click.UsageError("--all and --out FOLDER go together")
+    odd = [name for name, value in single.items() if value is not None]
+    if odd:
+        raise click.UsageError(f"--all does not go with {', '.join(odd)}")
+    entries = [
+        entry
+        for entry in weights.catalogue()
+        if entry.container != "tflite"
+        and model in (None, entry.model.name)
+        and mode in (None, entry.model.mode)
+    ]
+    outcomes = []
+    with quiet(verbose), _progress() as progress:
+        import_tensorflow(verbose)
+        for outcome in convert_all(
+            entries, Path(out), suffix=suffix or "pt", verify=verify, progress=progress
+        ):
+            outcomes.append(outcome)
+            difference = "" if outcome.difference is None else f"{outcome.difference:.1e}"
+            text = outcome.error or f"{outcome.network}  {difference}"
+            click.echo(f"{outcome.status:<10}  {outcome.file:<34}  {text}".rstrip())
+    failed = sum(not outcome for outcome in outcomes)
+    click.echo(f"{len(outcomes) - failed} of {len(outcomes)} are there; {Path(out) / TABLE}")
+    if failed:
+        _fail(f"{failed} of {len(outcomes)} files could not be converted", USER_ERROR)
 
 
 def _newest(model: str | None, mode: str | None) -> str:

@@ -39,7 +39,7 @@ _LARGEST = 2**20
 
 def _whole(where: str, value: object) -> int:
     if type(value) is not int or not 1 <= value <= _LARGEST:
-        raise SpecError(f"{where} is {value!r}, expected a whole number of at least 1")
+        raise SpecError(f"{where} is {value!r}, expected a whole number from 1 to {_LARGEST}")
     return value
 
 

@@ -51,8 +51,11 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights do not fit the spec.
         """
-        with torch.device("meta"):
-            model = MoViNet(self.spec)
+        try:
+            with torch.device("meta"):
+                model = MoViNet(self.spec)
+        except RuntimeError as error:
+            raise CheckpointError("the spec's sizes are too large for any network") from error
         check_fit(model.state_dict(), self.state_dict)
         if self.labels is not None:
             check_labels(self.labels, self.spec.num_classes, "labels")
@@ -71,7 +74,7 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> No
         CheckpointError: a name is missing or unknown, or a shape differs; each is listed.
     """
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is unknown" for name in found if name not in expected]
+    problems += [f"{name!r} is unknown" for name in found if name not in expected]
     problems += [
         f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -81,6 +84,11 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> No
         f"{name} is {found[name].dtype}, expected {tensor.dtype}"
         for name, tensor in expected.items()
         if name in found and found[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    problems += [
+        f"{name} is on no device or not dense"
+        for name in expected
+        if name in found and (found[name].is_meta or found[name].layout != torch.strided)
     ]
     if problems:
         raise CheckpointError(f"the weights do not fit the spec: {listing(problems)}")

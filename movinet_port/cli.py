@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -69,8 +70,18 @@ class _Group(click.Group):
 
 
 def _fail(error: Exception | str, code: int) -> NoReturn:
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    click.echo(f"error: {_one_line(str(error))}", err=True)
     sys.exit(code)
+
+
+def _one_line(text: str) -> str:
+    """Return `text`, which may hold any file's name, in one line."""
+    return _printable(" ".join(text.split()))
+
+
+def _printable(text: str) -> str:
+    """Return `text` with control characters and what no encoding has written as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -147,7 +158,7 @@ def main() -> None:
 @click.option(
     "--labels",
     "labels_file",
-    type=click.Path(),
+    type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
     help="Text file with the classes' names, one per line, to keep in the output.",
 )
@@ -197,7 +208,7 @@ def convert(
     if source is None:
         source = _newest(model, mode)
     if output is not None:
-        _check_output(output, suffix)
+        _check_output(output, suffix, source)
     with quiet(verbose), _progress() as progress:
         import_tensorflow(verbose)
         conversion = convert_source(
@@ -215,6 +226,7 @@ def convert(
             checkpoint = dataclasses.replace(checkpoint, labels=labels)
         if output is None:
             output = f"movinet_{spec.name}_{spec.mode}.{suffix or 'pt'}"
+            _check_output(output, suffix, source)
         progress(f"writing {output}")
         movinet_port.save(checkpoint, output)
     rows = summary.identity_rows(conversion)
@@ -285,7 +297,7 @@ class _Tried(Exception):
     pass
 
 
-def _check_output(path: str, suffix: str | None) -> None:
+def _check_output(path: str, suffix: str | None, source: str) -> None:
     """Find out before the work what would keep its result from being written."""
     is_safetensors = Path(path).suffix == SAFETENSORS
     if suffix is not None and is_safetensors != (suffix == "safetensors"):
@@ -293,6 +305,8 @@ def _check_output(path: str, suffix: str | None) -> None:
             f"--format {suffix} and the output {path} contradict each other; a safetensors file "
             f"ends in {SAFETENSORS}, a PyTorch file in anything else"
         )
+    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        raise MovinetPortError(f"the output {path} is the source itself; name another with -o")
     # A file that is not finished leaves nothing behind.
     with contextlib.suppress(_Tried), whole_file(path):
         raise _Tried
@@ -302,13 +316,13 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     """Print labelled rows: folded to the width of a terminal, one line each into a pipe."""
     if not sys.stdout.isatty():
         for label, text in rows:
-            click.echo(f"{label:<10}  {text}".rstrip())
+            click.echo(f"{label:<10}  {_printable(text)}".rstrip())
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows:
-        table.add_row(label, escape(text))
+        table.add_row(label, escape(_printable(text)))
     Console(highlight=False).print(table)
 
 

@@ -23,6 +23,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             file, or the disk is full.
     """
     target = Path(path)
+    if os.fspath(path).endswith(os.sep):
+        raise MovinetPortError(f"cannot write {os.fspath(path)}: it is a folder; name a file")
     # os.path and not Path, which raises for names that no file system has.
     if os.path.exists(target) and not os.path.isfile(target):
         kind = "a folder" if os.path.isdir(target) else "no regular file"

@@ -42,8 +42,8 @@ class MoViNet(nn.Module):
         spec: the architecture; or a node of `movinet_port.config`, such as
             ``_C.MODEL.MoViNetA0``, together with `num_classes` and `causal`.
         num_classes: number of logits; by default what the spec says.
-        causal: for a node of `movinet_port.config`: True for the published stream network,
-            False for the base one.
+        causal: for a node of `movinet_port.config`: True, which is the default as it was in the
+            first PyTorch port, for the published stream network, False for the base one.
         dropout: rate before the last classifier layer, in training.
         stochastic_depth: rate at which the last layer's branch is dropped in training; earlier
             layers' rates grow linearly up to it. The authors train with 0.2 for both rates.
@@ -358,7 +358,7 @@ def _resolve_spec(
             f"_C.MODEL.MoViNetA0, found {type(spec).__name__}; "
             f"movinet_port.create_model('a0') builds a network by name"
         )
-    return get_spec(name, "stream" if causal else "base", **changes)
+    return get_spec(name, "base" if causal is False else "stream", **changes)
 
 
 def _check_video(video: Tensor) -> tuple[int, int, int]:
@@ -368,6 +368,10 @@ def _check_video(video: Tensor) -> tuple[int, int, int]:
             f"the clip has shape {tuple(video.shape)}, expected (batch, 3, frames, height, width); "
             f"TensorFlow's (batch, frames, height, width, 3) becomes that by "
             f".permute(0, 4, 1, 2, 3)"
+        )
+    if not video.is_floating_point():
+        raise StateError(
+            f"the clip is {video.dtype}, expected floating point in [0, 1]: clip.float() / 255"
         )
     if video.shape[2] == 0:
         raise StateError("the clip has no frames, expected at least one")

@@ -461,6 +461,7 @@ def test_damaged_content_is_named(
     [
         (WEIGHT, GONE, f"{WEIGHT} is missing"),
         ("block9_layer9.rezero.scale", torch.zeros(()), "block9_layer9.rezero.scale"),
+        ("two\nlines", torch.zeros(()), "two"),
         (WEIGHT, torch.zeros(12, 1, 1, 3, 5), "(12, 1, 1, 3, 5), expected (12, 1, 1, 3, 3)"),
         ("block0_layer0.rezero.scale", torch.zeros(1), "block0_layer0.rezero.scale"),
         (WEIGHT, torch.zeros(12, 1, 1, 3, 3, dtype=torch.int64), WEIGHT),
@@ -487,6 +488,19 @@ def test_weights_of_another_network_are_refused_in_a_line_that_can_be_read(
     message = refusal(path)
     assert "is missing" in message
     assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    "change", [Tensor.to_sparse, lambda tensor: tensor.to("meta")], ids=["sparse", "meta"]
+)
+def test_weights_that_hold_no_numbers_of_their_own_are_refused(
+    make: Any, tmp_path: Path, change: Any
+) -> None:
+    path = tmp_path / "network.pt"
+    content = content_of(make())
+    content["state_dict"][WEIGHT] = change(content["state_dict"][WEIGHT])
+    torch.save(content, path)
+    assert WEIGHT in refusal(path)
 
 
 @pytest.mark.parametrize("value", [5, "weights", None, [1.0]])
@@ -534,6 +548,14 @@ def test_spec_that_is_none_is_named(
         metadata = {key: json.dumps(value) for key, value in content.items() if key != "state_dict"}
         save_file(content["state_dict"], path, metadata)
     assert expected in refusal(path).replace(str(path), "").lower()
+
+
+def test_spec_whose_sizes_overflow_is_refused(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / "network.pt"
+    content = content_of(make("base"))
+    content["spec"]["stem"]["kernel_size"] = [2**20] * 3
+    torch.save(content, path)
+    assert "spec" in refusal(path)
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "5", "null", '"a"', "NaN"])

@@ -581,6 +581,36 @@ def test_source_whose_graph_computes_something_else_is_no_conversion(tmp_path: P
         converters.convert(folder)
 
 
+def _signature(folder: Path, rank: int, results: int) -> Path:
+    """Save a SavedModel whose signature takes an image of some rank."""
+    from converters.tensorflow import import_tensorflow
+
+    tf = import_tensorflow()
+    module = tf.Module()
+    image = tf.TensorSpec([None] * (rank - 1) + [3], tf.float32, name="image")
+
+    def call(image: Any) -> dict[str, Any]:
+        return {f"out{n}": tf.reduce_sum(image, axis=[1, 2, 3]) for n in range(results)}
+
+    function = tf.function(call, input_signature=[image])
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": function})
+    return folder
+
+
+def test_signature_that_takes_no_video_cannot_be_compared(tmp_path: Path) -> None:
+    folder = _signature(tmp_path / "model", rank=4, results=1)
+    with pytest.raises(
+        ConversionError, match=r"expected image \(batch, frames, height, width, 3\)"
+    ):
+        verify_saved_model(folder, converted("era3_mini_base").checkpoint.build())
+
+
+def test_signature_of_several_results_cannot_be_compared(tmp_path: Path) -> None:
+    folder = _signature(tmp_path / "model", rank=5, results=2)
+    with pytest.raises(ConversionError, match=r"returns out0, out1; expected one tensor"):
+        verify_saved_model(folder, converted("era3_mini_base").checkpoint.build())
+
+
 @pytest.mark.parametrize(
     ("difference", "magnitude", "agrees"),
     [

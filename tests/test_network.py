@@ -380,6 +380,12 @@ def test_config_node_and_name_build_the_same_weights() -> None:
     assert all(torch.equal(value, expected[key]) for key, value in by_node.state_dict().items())
 
 
+def test_node_without_causal_is_the_stream_network_as_in_the_first_port() -> None:
+    with torch.device("meta"):
+        assert MoViNet(_C.MODEL.MoViNetA0, 600).spec == get_spec("a0", "stream")
+        assert MoViNet(_C.MODEL.MoViNetA0, 600, causal=False).spec == get_spec("a0", "base")
+
+
 def test_second_argument_is_the_number_of_classes() -> None:
     with torch.device("meta"):
         assert MoViNet(_C.MODEL.MoViNetA0, 11).classifier.output.conv.out_channels == 11
@@ -683,6 +689,18 @@ def test_clip_of_another_layout_is_refused(
     state = (model.init_state(1, 32, 32),) if call == "step" else ()
     with pytest.raises(StateError, match=match) as caught:
         getattr(model, call)(torch.zeros(shape), *state)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["base", "stream"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=str)
+def test_clip_of_whole_numbers_is_refused_with_what_to_do(
+    tiny_spec: Any, mode: str, dtype: torch.dtype
+) -> None:
+    """As videos are decoded: bytes from 0 to 255."""
+    model = MoViNet(tiny_spec(mode)).eval()
+    with pytest.raises(StateError, match=r"int.*\[0, 1\]") as caught:
+        model(torch.zeros(1, 3, 2, 32, 32, dtype=dtype))
     assert "\n" not in str(caught.value)
 
 

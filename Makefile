@@ -22,12 +22,13 @@ $(1)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(2)]'
 @touch $@
 endef
 
-.PHONY: help demo test test-reference lint clean
+.PHONY: help demo test test-reference fuzz lint clean
 
 help:
 	@echo "make demo            convert the sample model and compare both sides"
 	@echo "make test            linters, types and the tests that need no tf-models-official"
 	@echo "make test-reference  the tests against the authors' code"
+	@echo "make fuzz            damaged sources by the hundred, each refused or converted right"
 	@echo "make lint            linters and types only"
 	@echo "make clean           remove environments, builds and caches"
 
@@ -59,6 +60,10 @@ test: lint
 
 test-reference: $(REFERENCE_VENV)/.installed
 	$(REFERENCE_VENV)/bin/python -m pytest -m reference
+
+fuzz: export TF_USE_LEGACY_KERAS = 1
+fuzz: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/fuzz.py
 
 clean:
 	rm -rf $(VENV) $(REFERENCE_VENV) build dist *.egg-info

@@ -212,18 +212,17 @@ def _kind_of_file(path: Path) -> Kind | None:
     with path.open("rb") as file:
         if file.read(len(_HDF5)) == _HDF5:
             return "hdf5"
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-        # NotImplementedError: what a damaged header asks for.
-        except (zipfile.BadZipFile, ValueError, NotImplementedError):
-            members = []
-        if "model.weights.h5" in members:
-            return "keras"
-        # What torch.save puts into every file.
-        if any(member.endswith("/data.pkl") for member in members):
-            return "state_dict"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    # No zip file, or a damaged one; NotImplementedError: what a damaged header asks for.
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        members = []
+    if "model.weights.h5" in members:
+        return "keras"
+    # What torch.save puts into every file.
+    if any(member.endswith("/data.pkl") for member in members):
+        return "state_dict"
     return _FILE_KINDS.get(path.suffix.lower())
 
 

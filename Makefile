@@ -46,6 +46,9 @@ demo: $(VENV)/.installed-tf
 	@mkdir -p build
 	$(VENV)/bin/movinet-port convert --hub-url weights/samples/movinet_mini_stream.tar.gz \
 	  -o build/movinet_mini_stream.pt
+	@echo
+	$(VENV)/bin/movinet-port parity --hub-url weights/samples/movinet_mini_stream.tar.gz \
+	  --weights build/movinet_mini_stream.pt --report build/parity.html
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

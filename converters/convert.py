@@ -152,7 +152,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
     return Conversion(
         checkpoint=checkpoint,
         findings=recognition.findings,
-        era=era(recognition.spec, located.has_short_names()),
+        era=era(recognition.spec, located.has_short_names(), located.has_later_names()),
         used=tuple(variable.path for variable in located.parameters.values()),
         outside=tuple(variable.path for variable in located.outside),
         verification=None,

@@ -109,13 +109,14 @@ def _skip_for_channels_alone(layer: LayerSpec) -> bool:
     return layer.has_skip_projection and not layer.downsamples
 
 
-def era(spec: ModelSpec, short_names: bool) -> int:
+def era(spec: ModelSpec, short_names: bool, later_names: bool = False) -> int:
     """Return which era of the authors' code the network is from.
 
     Args:
         spec: the network.
         short_names: whether variables are named ``b0/l0/...``, as on the hub, and not
             ``block0_layer0/...``.
+        later_names: whether batch normalisations are named as in tf-models-official 2.8 and later.
 
     Returns:
         1 for the hub's base version 1 and 2 and stream version 2, 2 for the hub's version 3, 3
@@ -124,4 +125,6 @@ def era(spec: ModelSpec, short_names: bool) -> int:
     """
     if not spec.causal or spec.conv_type == "3d":
         return 1 if short_names else 3
-    return 3 if spec.gate == "hard_sigmoid_relu6" else 2
+    if spec.gate == "hard_sigmoid_keras":
+        return 2
+    return 3 if spec.gate == "hard_sigmoid_relu6" or later_names else 2

@@ -23,6 +23,7 @@ from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
 from movinet_port.spec import Activation, CausalPadding, ConvType, Gate
 from movinet_port.variants import list_models
+from parity.cli import parity
 
 MISMATCH = 1
 USER_ERROR = 2
@@ -40,6 +41,10 @@ class _Group(click.Group):
             context = getattr(error, "ctx", None)
             see = f"; see '{context.command_path} --help'" if context else ""
             _fail(f"{error.format_message().rstrip('.')}{see}", USER_ERROR)
+        except OSError as error:
+            # Files have their own errors: what is left, and has no name, is standard output.
+            where = error.filename or "standard output"
+            _fail(f"{where}: {error.strerror or error}", USER_ERROR)
         sys.exit(code)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -312,9 +317,14 @@ def _check_output(path: str, suffix: str | None, source: str) -> None:
         raise _Tried
 
 
+def _on_terminal() -> bool:
+    # It is None where the caller closed it.
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def _print_rows(rows: list[tuple[str, str]]) -> None:
     """Print labelled rows: folded to the width of a terminal, one line each into a pipe."""
-    if not sys.stdout.isatty():
+    if not _on_terminal():
         for label, text in rows:
             click.echo(f"{label:<10}  {_printable(text)}".rstrip())
         return
@@ -389,8 +399,11 @@ def list_published(files: bool) -> None:
                 weights.newest_handle(model.name, model.mode),
             )
     # In a pipe, as wide as the longest row: a cut handle is of no use.
-    width = None if sys.stdout.isatty() else 400
+    width = None if _on_terminal() else 400
     Console(width=width, highlight=False).print(table)
+
+
+main.add_command(parity)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,34 @@
-"""Comparing a PyTorch network with its TensorFlow reference."""
+"""Comparing a PyTorch network with its TensorFlow reference, and saying what is wrong.
+
+`compare` runs both sides on one video and returns a `Report`; references are in
+`parity.references`.
+"""
+
+from parity.compare import compare
+from parity.errors import ComparisonError
+from parity.references import (
+    FunctionReference,
+    ModelReference,
+    Moment,
+    Reference,
+    SavedModelReference,
+    SavedReference,
+    save_reference,
+)
+from parity.report import Diagnosis, LayerResult, Report, StateResult
+
+__all__ = [
+    "ComparisonError",
+    "Diagnosis",
+    "FunctionReference",
+    "LayerResult",
+    "ModelReference",
+    "Moment",
+    "Reference",
+    "Report",
+    "SavedModelReference",
+    "SavedReference",
+    "StateResult",
+    "compare",
+    "save_reference",
+]

@@ -611,7 +611,7 @@ def test_verbose_lets_tensorflow_speak() -> None:
 # The command line itself
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", os.fsdecode(b"a\xffb"), "[red]a[/red] b"])
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", os.fsdecode(b"a\xffb"), "[red]a b"])
 def test_any_name_of_a_file_is_one_printable_line(
     name: str, convert: Callable[..., Outcome]
 ) -> None:
@@ -669,6 +669,20 @@ def test_list_in_a_pipe_cuts_nothing(run: Callable[..., Outcome]) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     for entry in weights.models():
         assert weights.newest_handle(entry.name, entry.mode) in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "err"),
+    [
+        (">/dev/full", 2, "error: standard output: No space left on device\n"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_standard_output_may_be_full_or_closed(redirection: str, code: int, err: str) -> None:
+    command = f"{sys.executable} -m movinet_port.cli list {redirection}"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment())
+    assert (ended.returncode, ended.stderr) == (code, err)
 
 
 def test_loading_a_converted_file_imports_no_tensorflow(convert: Callable[..., Outcome]) -> None:

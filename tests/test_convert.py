@@ -20,6 +20,7 @@ import converters
 import movinet_port
 import weights
 from converters import ConversionError, VerificationError
+from converters.deviations import era
 from converters.verify import Verification, verify_saved_model
 from movinet_port import ModelSpec, MoViNet
 from movinet_port.checkpoint import Checkpoint
@@ -277,6 +278,23 @@ def test_spec_is_recognised(name: str) -> None:
 @pytest.mark.parametrize("name", FIXTURES)
 def test_era_is_recognised(name: str) -> None:
     assert converted(name).era == FIXTURES[name].era
+
+
+@pytest.mark.parametrize(
+    ("gate", "later_names", "number"),
+    [
+        ("hard_sigmoid_keras", False, 2),
+        ("hard_sigmoid_keras", True, 2),
+        ("hard_sigmoid_relu6", False, 3),
+        ("sigmoid", False, 2),
+        ("sigmoid", True, 3),
+    ],
+)
+def test_gate_decides_the_era_and_names_where_it_does_not(
+    gate: str, later_names: bool, number: int
+) -> None:
+    spec = converted("era2_mini_stream").checkpoint.spec.replace(gate=gate)
+    assert era(spec, False, later_names) == number
 
 
 @pytest.mark.parametrize("name", FIXTURES)

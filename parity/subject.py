@@ -1,0 +1,248 @@
+"""Running a PyTorch network with its named activations watched, and replaced where asked.
+
+Replacing is what tells who introduces an error: when every watched module's output is replaced
+by the reference's, each module, and whatever is computed between two of them, sees the
+reference's own values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from movinet_port.errors import nearest
+from movinet_port.model import MoViNet
+from parity.errors import ComparisonError
+from parity.taps import INPUT, default_table, find_network
+
+Array: TypeAlias = NDArray[Any]
+
+# Called with (chunk, tap, value) for each watched value, in the order of computation.
+Watch: TypeAlias = Callable[[int, str, Tensor], None]
+
+
+@dataclasses.dataclass
+class Recorded:
+    """What one chunk gave: tap -> value, stream state -> value."""
+
+    activations: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    states: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forced:
+    """The reference's values for one chunk: of each tap, and of each state before it."""
+
+    activations: Mapping[str, Array]
+    states_before: Mapping[str, Array]
+
+
+class Subject:
+    """A PyTorch network and where its taps are.
+
+    Args:
+        model: a MoViNet, a module that contains one, or any module together with a table.
+        table: tap -> path of the module; `taps.INPUT` is the module whose first argument is the
+            input, by default the model itself.
+
+    Raises:
+        ComparisonError: the table names a module that is not there.
+    """
+
+    def __init__(self, model: nn.Module, table: Mapping[str, str] | None = None) -> None:
+        self.model = model
+        self.table = default_table(model) if table is None else {INPUT: "", **table}
+        known = dict(model.named_modules())
+        for tap, path in self.table.items():
+            if path not in known:
+                raise ComparisonError(
+                    f"the table pairs {tap!r} with the module {path!r}, which "
+                    f"{type(model).__name__} does not have{nearest(path, known)}"
+                )
+        self.modules: dict[str, nn.Module] = {tap: known[p] for tap, p in self.table.items()}
+        found = find_network(model)
+        self.prefix = found[0] if found else ""
+        self.network: MoViNet | None = found[1] if found else None
+        # What the network remembers as it is handed in: a video's beginning should be nothing.
+        self.initial: dict[str, Tensor] = {}
+        if self.network is not None and self.network._state is not None:
+            self.initial = {name: v.clone() for name, v in self.network._state.items()}
+
+    @property
+    def causal(self) -> bool:
+        """Whether the network carries state from chunk to chunk."""
+        return self.network is not None and self.network.spec.causal
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's first floating-point parameter."""
+        return next(
+            (p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32
+        )
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return parameters and buffers, under the names that the taps' modules have."""
+        prefix = f"{self.prefix}." if self.prefix else ""
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.model.state_dict().items()
+            if name.startswith(prefix)
+        }
+
+    def path(self, tap: str) -> str:
+        """Return the path of a tap's module, as `parameters` spells it."""
+        prefix = f"{self.prefix}." if self.prefix else ""
+        return self.table[tap].removeprefix(prefix)
+
+    def run(
+        self,
+        chunks: Sequence[Array],
+        *,
+        dtype: torch.dtype | None = None,
+        forced: Sequence[Forced] | None = None,
+        watch: Watch | None = None,
+    ) -> list[Recorded]:
+        """Run the network on a video, from the state it has, and leave it as it was.
+
+        Args:
+            chunks: each (batch, channels, frames, height, width).
+            dtype: to compute in; None for the network as it is.
+            forced: values to put in the place of each tap's, and of the states before each chunk
+                but the first: a video's beginning is the network's own business.
+            watch: called with each value before it is replaced; without it, values are kept.
+
+        Returns:
+            For each chunk the states after it and, without `watch`, the activations.
+        """
+        recorded: list[Recorded] = []
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._as(dtype):
+            torch.manual_seed(0)
+            clip_type = self.dtype
+            for number, chunk in enumerate(chunks):
+                values = None if forced is None else forced[number]
+                if values is not None and number > 0:
+                    self._set_states(values.states_before, chunk)
+                record = Recorded()
+                recorded.append(record)
+                keep = record.activations
+                with self._watched(number, keep, values, watch):
+                    self.model(torch.from_numpy(np.ascontiguousarray(chunk)).to(clip_type))
+                if self.network is not None and self.network._state is not None:
+                    record.states = {k: v.clone() for k, v in self.network._state.items()}
+        return recorded
+
+    def capture(
+        self, chunks: Sequence[Array], forced: Sequence[Forced], taps: frozenset[str]
+    ) -> dict[str, list[tuple[tuple[Any, ...], Any]]]:
+        """Return (arguments, result) of some taps' modules for each chunk, on forced values."""
+        captured: dict[str, list[tuple[tuple[Any, ...], Any]]] = {tap: [] for tap in taps}
+
+        def keeper(tap: str) -> Callable[..., None]:
+            def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                captured[tap].append((args, output))
+
+            return keep
+
+        handles = [self.modules[tap].register_forward_hook(keeper(tap)) for tap in taps]
+        try:
+            self.run(chunks, forced=forced, watch=lambda *_: None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return captured
+
+    @contextlib.contextmanager
+    def _watched(
+        self, number: int, keep: dict[str, Tensor], forced: Forced | None, watch: Watch | None
+    ) -> Iterator[None]:
+        seen: set[str] = set()
+
+        def see(tap: str, value: Tensor) -> Tensor | None:
+            if tap in seen:
+                raise ComparisonError(
+                    f"the module {self.table[tap]!r} runs more than once for one clip, so that "
+                    f"the tap {tap!r} is not one activation; leave it out of the table"
+                )
+            seen.add(tap)
+            if watch is not None:
+                watch(number, tap, value.detach())
+            else:
+                keep[tap] = value.detach().clone()
+            if forced is None:
+                return None
+            return torch.from_numpy(forced.activations[tap]).to(value.dtype)
+
+        def after(tap: str) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+                if isinstance(output, (tuple, list)):
+                    replaced = see(tap, output[0])
+                    return None if replaced is None else type(output)((replaced, *output[1:]))
+                return see(tap, output)
+
+            return hook
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            replaced = see(INPUT, args[0])
+            return None if replaced is None else (replaced, *args[1:])
+
+        handles = [
+            module.register_forward_pre_hook(before)
+            if tap == INPUT
+            else module.register_forward_hook(after(tap))
+            for tap, module in self.modules.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _set_states(self, states: Mapping[str, Array], chunk: Array) -> None:
+        if self.network is None or not states:
+            return
+        fresh = self.network.init_state(chunk.shape[0], *chunk.shape[3:])
+        self.network._state = {
+            name: torch.from_numpy(states[name]).to(value.dtype) for name, value in fresh.items()
+        }
+        self.network._stream_shape = (chunk.shape[0], chunk.shape[3], chunk.shape[4])
+
+    @contextlib.contextmanager
+    def _as(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Compute in `dtype`; parameters, statistics and states are put back at the end."""
+
+        def cast(value: Tensor) -> Tensor:
+            return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+        parameters = [(p, p.data) for p in self.model.parameters()]
+        buffers = [
+            (module, name, buffer)
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        network, state, shape = self.network, None, None
+        if network is not None:
+            state, shape = network._state, network._stream_shape
+        try:
+            for parameter, data in parameters:
+                parameter.data = cast(data)
+            for module, name, buffer in buffers:
+                # In training mode a normalisation writes to its statistics.
+                module._buffers[name] = cast(buffer.clone())
+            if network is not None and state is not None:
+                network._state = {name: cast(value) for name, value in state.items()}
+            yield
+        finally:
+            for parameter, data in parameters:
+                parameter.data = data
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            if network is not None:
+                network._state, network._stream_shape = state, shape

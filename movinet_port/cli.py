@@ -7,7 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -21,6 +21,7 @@ from movinet_port.checkpoint import SAFETENSORS
 from movinet_port.errors import MovinetPortError, nearest
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
+from movinet_port.progress import show_progress
 from movinet_port.spec import Activation, CausalPadding, ConvType, Gate
 from movinet_port.variants import list_models
 from parity.cli import parity
@@ -105,17 +106,6 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows what is being done: on a terminal only."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda activity: None
-        return
-    with console.status("") as status:
-        yield lambda activity: status.update(activity)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -214,7 +204,7 @@ def convert(
         source = _newest(model, mode)
     if output is not None:
         _check_output(output, suffix, source)
-    with quiet(verbose), _progress() as progress:
+    with quiet(verbose), show_progress() as progress:
         import_tensorflow(verbose)
         conversion = convert_source(
             source,
@@ -272,7 +262,7 @@ def _convert_all(
         and mode in (None, entry.model.mode)
     ]
     outcomes = []
-    with quiet(verbose), _progress() as progress:
+    with quiet(verbose), show_progress() as progress:
         import_tensorflow(verbose)
         for outcome in convert_all(
             entries, Path(out), suffix=suffix or "pt", verify=verify, progress=progress
@@ -350,7 +340,7 @@ def inspect(sources: tuple[str, ...], verbose: bool) -> None:
 
     if len(sources) > 2:
         raise click.UsageError(f"one or two sources, found {len(sources)}")
-    with quiet(verbose), _progress() as progress:
+    with quiet(verbose), show_progress() as progress:
         import_tensorflow(verbose)
         found = [convert_source(s, verify=False, progress=progress) for s in sources]
     for conversion in found:

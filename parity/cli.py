@@ -18,6 +18,7 @@ from converters.sources import open_source
 from converters.tensorflow import import_tensorflow, quiet
 from movinet_port.checkpoint import Checkpoint, load
 from movinet_port.files import whole_file
+from movinet_port.progress import show_progress
 from movinet_port.spec import Activation, Gate, ModelSpec
 from parity.authors import authors_reference
 from parity.clips import check_clip, random_clip, read_clip
@@ -121,7 +122,7 @@ def parity(
         require_jinja()
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet(verbose))
-        progress = stack.enter_context(_progress())
+        progress = stack.enter_context(show_progress())
         progress("reading the source")
         reference = stack.enter_context(_open_reference(source, given, verbose))
         spec = getattr(reference, "spec", None)
@@ -257,14 +258,3 @@ def _write(report: Report, html: str | None, json_path: str | None, xml: str | N
         if path is not None:
             with whole_file(path) as temporary:
                 Path(temporary).write_text(text(), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows what is being done: on a terminal only."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda activity: None
-        return
-    with console.status("") as status:
-        yield lambda activity: status.update(activity)

@@ -136,6 +136,11 @@ class Histogram:
     zeros: int
 
 
+def _worse(end_to_end: float, introduced: float | None) -> Status:
+    errors = [end_to_end] if introduced is None else [end_to_end, introduced]
+    return max((status_of(error) for error in errors), key=STATUSES.index)
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerResult:
     """One tap; true if it matches. The module's docstring says what each field is."""
@@ -174,8 +179,7 @@ class LayerResult:
     @property
     def status(self) -> Status:
         """The status of the larger error."""
-        errors = [self.end_to_end] + ([] if self.introduced is None else [self.introduced])
-        return max((status_of(error) for error in errors), key=STATUSES.index)
+        return _worse(self.end_to_end, self.introduced)
 
     def __bool__(self) -> bool:
         return self.status == "match"
@@ -208,8 +212,7 @@ class StateResult:
     @property
     def status(self) -> Status:
         """The status of the larger error."""
-        errors = [self.end_to_end] + ([] if self.introduced is None else [self.introduced])
-        return max((status_of(error) for error in errors), key=STATUSES.index)
+        return _worse(self.end_to_end, self.introduced)
 
     def __bool__(self) -> bool:
         return self.status == "match"

@@ -90,6 +90,9 @@ class MoViNet(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        if self.stem.conv.weight.is_meta:
+            # Nothing to fill, and trying would import torch's tracing tools: 70 MiB and a second.
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

@@ -8,6 +8,9 @@ INSTALLED_FROM := setup.cfg pyproject.toml constraints.txt
 # A comma inside an argument of $(call).
 , := ,
 
+# The extras that tests use; the demo needs tf alone.
+TESTED := tf,video,plot,onnx,hub
+
 PYTHON_FITS = import sys; print("yes" if (3, 10) <= sys.version_info[:2] <= (3, 12) else "")
 BAD_PYTHON = $(PYTHON) is not a Python 3.10, 3.11 or 3.12 (found: \
   $(or $(shell $(PYTHON) --version 2>&1 | head -n 1),nothing)); name one, for example: \
@@ -36,11 +39,11 @@ $(VENV)/.installed-tf: $(INSTALLED_FROM)
 	$(call install,$(VENV),tf)
 
 $(VENV)/.installed-dev: $(VENV)/.installed-tf
-	$(call install,$(VENV),tf$(,)dev)
+	$(call install,$(VENV),$(TESTED)$(,)dev)
 
 # Apart, because tf-models-official brings some fifty packages that nothing else needs.
 $(REFERENCE_VENV)/.installed: $(INSTALLED_FROM)
-	$(call install,$(REFERENCE_VENV),tf$(,)dev$(,)reference)
+	$(call install,$(REFERENCE_VENV),$(TESTED)$(,)dev$(,)reference)
 
 demo: $(VENV)/.installed-tf
 	@mkdir -p build

@@ -1,0 +1,1 @@
+"""The subcommands that have a module of their own."""

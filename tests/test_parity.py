@@ -48,6 +48,8 @@ ERA1 = "tests/data/era1_mini_stream.tar.gz"
 ERA2 = "tests/data/era2_mini_stream.tar.gz"
 BASE = "tests/data/era3_mini_base.tar.gz"
 CHUNKS = bench.CHUNKS
+LAYERS = [f"block{i}_layer{j}" for i, n in enumerate((1, 2, 2, 2, 2)) for j in range(n)]
+LAYERS_WITH_GATES = [f"{name}.squeeze_excitation.expand.activation" for name in LAYERS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -387,6 +389,41 @@ def test_two_pytorch_networks_can_be_compared(reference):
     wrong.head.norm.eps = 1e-5
     report = compare(ModelReference(right), wrong, clip_of())
     assert said(report) == {("head.norm", "norm-epsilon")}
+
+
+@pytest.mark.parametrize(
+    ("page", "archive", "cause", "layers"),
+    [
+        ("hub-gate", ERA2, "gate", LAYERS_WITH_GATES),
+        (
+            "legacy-padding",
+            ERA1,
+            "padding",
+            ["stem.conv", *(f"block{i}_layer0.depthwise.conv" for i in (0, 1, 2, 4))],
+        ),
+        ("rezero", ERA2, "rezero", [f"{name}.rezero" for name in LAYERS]),
+    ],
+)
+def test_the_stories_of_the_docs_are_true(
+    tmp_path, monkeypatch, capsys, page, archive, cause, layers
+):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    commands, code, *_ = re.findall(r"```(?:sh|python)\n(.*?)```", text, re.DOTALL)
+    (printed,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    subprocess.run(["sh", "-euc", commands], check=True)
+    names: dict = {}
+    exec(code, names)
+    report = names["report"]
+    assert [(d.layer, d.cause) for d in report.diagnosis] == [(layer, cause) for layer in layers]
+    output = capsys.readouterr().out.splitlines()
+    for line in printed.splitlines():
+        start, *_ = line.split("...")
+        assert any(said.startswith(start.rstrip()) for said in output), line
+    wrong = sum(layer.status == "mismatch" for layer in report.layers)
+    if match := re.search(r"^(\d+) of (\d+) activations differ", text, re.MULTILINE):
+        assert (wrong, len(report.layers)) == (int(match[1]), int(match[2]))
 
 
 def test_the_keras_example_of_the_docs_is_true():

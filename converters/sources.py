@@ -86,6 +86,13 @@ def open_source(
     advice = ""
     with contextlib.ExitStack() as stack:
         try:
+            if re.match("https?://[^/]*@", name):
+                # Said here, so that no password gets into a message, a cache or a file.
+                name = re.sub("://[^/]*@", "://", name)
+                raise _Problem(
+                    "a user name or password in a URL is not sent; "
+                    "download the file yourself and give its path"
+                )
             if re.match("https?://", name):
                 report(f"fetching {name}")
                 folder = _fetch(name)

@@ -507,6 +507,12 @@ def test_handle_is_downloaded_once_through_the_redirect(hub: HubServer, tmp_path
     assert first.path.parent == tmp_path / "cache"
 
 
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SourceError, match=r"^cannot read http://host/a\.tar\.gz: a user") as raised:
+        opened("http://me:secret@host/a.tar.gz")
+    assert "secret" not in str(raised.value)
+
+
 @pytest.mark.parametrize("name", ["a0.tar.gz", "a0.tgz", "download"])
 def test_archive_on_any_server_is_downloaded(hub: HubServer, name: str) -> None:
     url = hub.serve(f"/{name}", Answer(ARCHIVE.read_bytes()))

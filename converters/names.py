@@ -379,6 +379,15 @@ _STATE = re.compile(
 )
 
 
+def state_owner(tensorflow_name: str) -> str | None:
+    """Return the canonical name of the layer that keeps a stream state, or None if it is none."""
+    match = _STATE.match(tensorflow_name)
+    if match is None:
+        return None
+    block, layer = match["b1"] or match["b2"], match["l1"] or match["l2"]
+    return match["unique"] or layer_name(int(block), int(layer))
+
+
 def state_name(tensorflow_name: str) -> str | None:
     """Return the canonical name of a stream state, or None if it is none.
 
@@ -389,6 +398,4 @@ def state_name(tensorflow_name: str) -> str | None:
         return None
     if match["kind"].endswith("frame_count"):
         return "frame_count"
-    block, layer = match["b1"] or match["b2"], match["l1"] or match["l2"]
-    owner = match["unique"] or layer_name(int(block), int(layer))
-    return f"{owner}.{match['kind']}"
+    return f"{state_owner(tensorflow_name)}.{match['kind']}"

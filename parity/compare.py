@@ -40,6 +40,9 @@ Progress: TypeAlias = Callable[[str], None]
 REFERENCE_MULTIPLE = 2.0
 # Where both orders happen to round alike, the floor is still half a unit of float32's last place.
 ROUNDING = 2.0**-24
+# TensorFlow adds up a mean's summands almost one after the other, PyTorch in a tree. Its error,
+# measured for 64 to 768,000 summands, is 0.06 to 0.14 units for each root of their number.
+SUMMING = ROUNDING / 8
 # A float32 layer loses less than this share; what loses more computes in fewer bits, and must
 # not raise its own floor. The second is for a whole network's rounding.
 LARGEST_LAYER_ROUNDING = 1e-5
@@ -292,7 +295,10 @@ class Comparison:
             else:
                 tally.add(narrow.double() - value)
 
-        exact = self.subject.run(self.parts, forced=forced, dtype=torch.float64, watch=watch)
+        # With the reference's rounding where it adds up a clip, which is coarser than PyTorch's.
+        exact = self.subject.run(
+            self.parts, forced=forced, dtype=torch.float64, watch=watch, summing=SUMMING
+        )
         if forced is None:
             for number, (a, b) in enumerate(zip(base, exact, strict=True)):
                 for name, value in a.states.items():

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from converters.convert import fill
 from converters.evidence import GraphEvidence
 from converters.graph import Graph, load_graph
+from converters.names import state_owner
 from converters.recognise import locate_variables, recognise
 from converters.tensorflow import import_tensorflow
 from converters.variables import read_variables
@@ -65,6 +65,9 @@ class Reference(Protocol):
         """Return the activations for a video given in chunks, from its beginning."""
         ...
 
+
+# Of a SavedModel's graph, run in pieces of so many layers.
+LAYERS_AT_ONCE = 4
 
 _TEMPORAL = ("temporal_conv", "temporal_norm", "temporal_activation")
 
@@ -118,23 +121,22 @@ class SavedModelReference:
         states = self._initial(chunks[0])
         moments = []
         for chunk in chunks:
-            nodes = [*self.taps.values(), *(node for _, node in self._states.values())]
             feeds = {"image": _channels_last(chunk), **states}
-            found = self._executor.run(feeds, nodes)
             activations: dict[str, Array] = {}
-            uses = Counter(nodes)
-            for tap, node in self.taps.items():
-                value = found[node]
-                block, _, leaf = tap.rpartition(".")
-                if value.ndim == 4 and leaf in _TEMPORAL:
-                    # (batch, frames, height * width, channels): a 2-D convolution over time.
-                    size = activations[f"{block}.conv"].shape[3:]
-                    value = value.reshape(*value.shape[:2], *size, value.shape[3])
-                activations[tap] = _channels_first(value, chunk.shape[0])
-                uses[node] -= 1
-                if not uses[node]:
-                    # Both layouts at once would be twice the memory.
-                    del found[node]
+            found: dict[str, Array] = {}
+            cut: dict[str, Array] = {}
+            for taps, nodes in self._pieces():
+                values = self._executor.run(feeds, nodes, cut)
+                found |= {node: values[node] for node in nodes[len(taps) :]}
+                for tap in taps:
+                    value = values[self.taps[tap]]
+                    block, _, leaf = tap.rpartition(".")
+                    if value.ndim == 4 and leaf in _TEMPORAL:
+                        # (batch, frames, height * width, channels): a 2-D convolution over time.
+                        size = activations[f"{block}.conv"].shape[3:]
+                        value = value.reshape(*value.shape[:2], *size, value.shape[3])
+                    activations[tap] = _channels_first(value, chunk.shape[0])
+                cut = {self.taps[taps[-1]]: values[self.taps[taps[-1]]]}
             after: dict[str, Array] = {}
             for argument, (name, node) in self._states.items():
                 states[argument] = found[node]
@@ -145,6 +147,22 @@ class SavedModelReference:
                 after[name] = value
             moments.append(Moment(activations, after))
         return moments
+
+    def _pieces(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Yield (taps, nodes to fetch) of a few layers after the other.
+
+        TensorFlow keeps the memory of all that it ever returned at once: for every tap of a large
+        network that would be as much again as the activations themselves.
+        """
+        ends = [layer.name for layer in self.spec.layers()][LAYERS_AT_ONCE - 1 :: LAYERS_AT_ONCE]
+        taps: list[str] = []
+        for tap in self.taps:
+            taps.append(tap)
+            if tap in ends or tap == next(reversed(self.taps)):
+                owners = {name.partition(".")[0] for name in taps}
+                kept = [n for key, (_, n) in self._states.items() if state_owner(key) in owners]
+                yield taps, [*(self.taps[name] for name in taps), *kept]
+                taps = []
 
     def _initial(self, chunk: Array) -> dict[str, Array]:
         """Return the states before a video: zeros, under the signature's names."""
@@ -212,13 +230,24 @@ class _Executor:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
 
-    def run(self, feeds: Mapping[str, Array], nodes: Sequence[str]) -> dict[str, Array]:
-        """Return the values of `nodes`, given the signature's arguments."""
+    def run(
+        self, feeds: Mapping[str, Array], nodes: Sequence[str], known: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Return the values of `nodes`, given the signature's arguments.
+
+        Args:
+            feeds: argument -> value.
+            nodes: to compute.
+            known: node -> its value, which is then not computed.
+        """
         names = dict.fromkeys(nodes)
         try:
             values = self._session.run(
                 [f"{self._names[name]}:0" for name in names],
-                {f"{self._names[self._inputs[key][0]]}:0": value for key, value in feeds.items()},
+                {
+                    **{f"{self._names[self._inputs[key][0]]}:0": v for key, v in feeds.items()},
+                    **{f"{self._names[name]}:0": value for name, value in known.items()},
+                },
             )
         except Exception as error:
             lines = str(error).splitlines() or [type(error).__name__]

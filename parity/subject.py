@@ -18,11 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from movinet_port.errors import nearest
+from movinet_port.layers import ClipPool, CumulativePool, SpatialPool
 from movinet_port.model import MoViNet
 from parity.errors import ComparisonError
 from parity.taps import INPUT, default_table, find_network
 
 Array: TypeAlias = NDArray[Any]
+
+# Modules whose every result is a mean over a clip or a frame.
+_POOLS = (
+    ClipPool,
+    CumulativePool,
+    SpatialPool,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
 
 # Called with (chunk, tap, value) for each watched value, in the order of computation.
 Watch: TypeAlias = Callable[[int, str, Tensor], None]
@@ -108,6 +119,7 @@ class Subject:
         dtype: torch.dtype | None = None,
         forced: Sequence[Forced] | None = None,
         watch: Watch | None = None,
+        summing: float = 0.0,
     ) -> list[Recorded]:
         """Run the network on a video, from the state it has, and leave it as it was.
 
@@ -117,12 +129,19 @@ class Subject:
             forced: values to put in the place of each tap's, and of the states before each chunk
                 but the first: a video's beginning is the network's own business.
             watch: called with each value before it is replaced; without it, values are kept.
+            summing: noise to add to each mean over a clip, as a share of its root mean square
+                for each root of the number of summands.
 
         Returns:
             For each chunk the states after it and, without `watch`, the activations.
         """
         recorded: list[Recorded] = []
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), self._as(dtype):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            self._as(dtype),
+            self._noisy_sums(summing),
+        ):
             torch.manual_seed(0)
             clip_type = self.dtype
             for number, chunk in enumerate(chunks):
@@ -198,6 +217,32 @@ class Subject:
             else module.register_forward_hook(after(tap))
             for tap, module in self.modules.items()
         ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def _noisy_sums(self, share: float) -> Iterator[None]:
+        """Add to what pools compute the noise of another order of summation."""
+        generator = torch.Generator().manual_seed(0)
+
+        def noisy(value: Tensor, summands: float) -> Tensor:
+            size = share * summands**0.5 * value.square().mean().sqrt()
+            return value + size * torch.randn(
+                value.shape, generator=generator, dtype=value.dtype
+            ).to(value.device)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            summands = args[0][0, 0].numel()
+            if isinstance(output, tuple):
+                # A pool's second result is the sum that it carries on.
+                return tuple(noisy(value, summands) for value in output)
+            return noisy(output, summands)
+
+        pools = [m for m in self.model.modules() if share and isinstance(m, _POOLS)]
+        handles = [module.register_forward_hook(hook) for module in pools]
         try:
             yield
         finally:

@@ -38,6 +38,8 @@ from parity.taps import INPUT
 EQUAL = 1e-6
 # What bfloat16, the coarsest type that networks run in, can do to one layer's output.
 LARGEST_PRECISION_LOSS = 2e-2
+# A line through fewer points than this says nothing.
+FEWEST_FOR_A_LINE = 16
 
 Tensors: TypeAlias = list[Tensor]
 
@@ -233,23 +235,31 @@ def _wrong_input(site: Site) -> Iterator[Explanation]:
         yield Explanation(change.cause, change.detail, change.mend, after, change.parameter)
 
 
-def _precision(site: Site, exact: Tensors, what: str = "computes") -> Iterator[Explanation]:
-    """The layer does what it should, in fewer bits."""
+def _precision(
+    site: Site, exact: Tensors, what: str = "computes", *, guess: bool = True
+) -> Iterator[Explanation]:
+    """The layer does what it should, in fewer bits.
+
+    Args:
+        site: the layer.
+        exact: what it should give, and what it would give in all bits.
+        what: how the detail begins.
+        guess: whether noise of the right size is enough; else only values of a narrower type are.
+    """
     after = site.score(exact)
-    if status_of(after) != "match":
+    if status_of(after) != "match" or not _same_shapes(site.outputs, exact):
         return
     lost = distance(site.outputs, exact)
+    if not 0 < lost <= LARGEST_PRECISION_LOSS * rms(exact):
+        return
     for dtype in (torch.bfloat16, torch.float16):
         if all(torch.equal(out, out.to(dtype).double()) for out in site.outputs):
             name = str(dtype).removeprefix("torch.")
             yield Explanation(
-                "precision",
-                f"{what} in {name}",
-                f"Run {site.tap} in float32.",
-                after,
+                "precision", f"{what} in {name}", f"Run {site.tap} in float32.", after
             )
             return
-    if lost <= LARGEST_PRECISION_LOSS * rms(exact):
+    if guess and not _systematic(site.outputs, exact):
         bits = max(1, round(-math.log2(lost / rms(exact))))
         yield Explanation(
             "precision",
@@ -257,6 +267,37 @@ def _precision(site: Site, exact: Tensors, what: str = "computes") -> Iterator[E
             f"Run {site.tap} in float32, without autocast or TF32.",
             after,
         )
+
+
+def _same_shapes(a: Tensors, b: Tensors) -> bool:
+    return all(x.shape == y.shape for x, y in zip(a, b, strict=True))
+
+
+def _systematic(found: Tensors, exact: Tensors) -> bool:
+    """Whether an error follows the values, as rounding's does not: a factor, an offset."""
+    if exact[0].ndim < 2:
+        return False
+    x, y = _by_channel(exact), _by_channel(found)
+    if x.shape[1] < FEWEST_FOR_A_LINE:
+        x, y = x.reshape(1, -1), y.reshape(1, -1)
+    if x.shape[1] < FEWEST_FOR_A_LINE:
+        return False
+    error = y - x
+    left = error - _line(x, error)
+    return float((left**2).sum()) < 0.5 * float((error**2).sum())
+
+
+def _by_channel(values: Tensors) -> Tensor:
+    """Return (channels, everything else) of all chunks."""
+    return torch.cat([v.movedim(1, 0).flatten(1) for v in values], dim=1)
+
+
+def _line(x: Tensor, y: Tensor) -> Tensor:
+    """Return the factor and offset of `x` that come closest to `y`, row by row, applied."""
+    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    square = ((x - mean_x) ** 2).mean(1, keepdim=True).clamp_min(1e-30)
+    slope = ((x - mean_x) * (y - mean_y)).mean(1, keepdim=True) / square
+    return slope * (x - mean_x) + mean_y
 
 
 # Parameters
@@ -302,8 +343,8 @@ def explain_parameter(
     ]
     if found:
         return found
-    default = _default(name, own)
-    if default is not None and not (own.ndim > 1 and _alike(own, truth)):
+    default = _constant(name, own)
+    if default is not None:
         return [("tensor-not-loaded", default, f"Load {name}; it was left as created.")]
     scale = float((own * truth).sum() / (truth * truth).sum()) if truth.abs().max() > 0 else 0.0
     if scale not in (0.0, 1.0) and own.numel() > 1 and equal(own, scale * truth, 1e-5):
@@ -314,6 +355,18 @@ def explain_parameter(
                 f"Divide {name} by {scale:.6g}.",
             )
         ]
+    axis = _reordered_along(own, truth)
+    if axis is not None:
+        return [
+            (
+                "weights-differ",
+                f"it is the reference's tensor with axis {axis} in another order",
+                f"Put {name} in the reference's order along axis {axis}.",
+            )
+        ]
+    default = _spread_like_initial(own)
+    if default is not None and not _alike(own, truth):
+        return [("tensor-not-loaded", default, f"Load {name}; it was left as created.")]
     return [
         (
             "weights-differ",
@@ -333,28 +386,49 @@ def _share(own: Tensor, truth: Tensor) -> float:
     return distance([own], [truth]) / max(rms([truth]), 1e-30)
 
 
+def _reordered_along(own: Tensor, truth: Tensor) -> int | None:
+    """Return the axis along which one tensor's slices are the other's in another order."""
+    if own.shape != truth.shape:
+        return None
+    for axis in range(own.ndim):
+        if own.shape[axis] < 2:
+            continue
+        a, b = (v.movedim(axis, 0).flatten(1) for v in (own, truth))
+        far, nearest = torch.cdist(a, b).min(dim=1)
+        same = float(far.max()) <= EQUAL * float(b.norm(dim=1).max())
+        if same and sorted(nearest.tolist()) == list(range(len(b))):
+            return axis
+    return None
+
+
 def _default(name: str, own: Tensor) -> str | None:
     """Return what a tensor looks like if it has the values that layers are created with."""
+    return _constant(name, own) or _spread_like_initial(own)
+
+
+def _constant(name: str, own: Tensor) -> str | None:
+    """Return the one value of a tensor that was left at it."""
     leaf = name.rpartition(".")[2]
-    if own.ndim <= 1:
-        value = 1.0 if leaf in ("weight", "running_var") else 0.0
-        if own.numel() and bool((own == value).all()):
-            return f"every value is {value:g}"
+    created = 1.0 if own.ndim <= 1 and leaf in ("weight", "running_var") else 0.0
+    if own.numel() and bool((own == created).all()):
+        return f"every value is {created:g}"
+    return None
+
+
+def _spread_like_initial(own: Tensor) -> str | None:
+    if own.ndim <= 1 or own.numel() < 64:
         return None
-    if bool((own == 0).all()):
-        return "every value is 0"
-    fan_in = own[0].numel()
-    if own.numel() < 64:
-        return None
-    spread = float(own.std())
+    fan_in, count = own[0].numel(), own.numel()
+    spread, mean = float(own.std()), abs(float(own.mean()))
     # This project's own initial values, and PyTorch's for convolutions and linear layers.
     for what, expected in (
         ("kaiming normal", math.sqrt(2 / fan_in)),
         ("kaiming uniform", math.sqrt(1 / (3 * fan_in))),
         ("the classifier's", 0.01),
     ):
-        near = 4 / math.sqrt(2 * own.numel())
-        if abs(spread / expected - 1) < near and abs(float(own.mean())) < expected * near:
+        # Four standard errors of a standard deviation, and of a mean.
+        near = abs(spread / expected - 1) < 4 / math.sqrt(2 * count)
+        if near and mean < expected * 4 / math.sqrt(count):
             return f"its values are spread like initial ones ({what})"
     return None
 
@@ -521,12 +595,7 @@ def _affine_layer(site: Site) -> Iterator[Explanation]:
         # The attributes are right, so the module does something that they do not say.
         way = _pads_with(site, own, exact)
         if way is not None:
-            yield Explanation(
-                "padding",
-                f"pads {way}, the reference with zeros",
-                f"Pad the input of {site.tap} with zeros, as TensorFlow does.",
-                site.score(exact),
-            )
+            yield Explanation("padding", *way, site.score(exact))
             return
         yield from _precision(site, exact)
         return
@@ -547,11 +616,15 @@ def _pairs(pads: Sequence[int]) -> str:
 _PAD_MODES = ("replicate", "reflect", "circular")
 
 
-def _pads_with(site: Site, own: Mapping[str, Tensor], exact: Tensors) -> str | None:
-    """Return what a module pads with if it is not zeros; None if that is not what is wrong."""
+def _pads_with(site: Site, own: Mapping[str, Tensor], exact: Tensors) -> tuple[str, str] | None:
+    """Return (detail, mend) if a module pads otherwise than it says, None if it does not."""
     module: Any = site.module
     if isinstance(module, nn.Linear) or max(module.kernel_size) == 1:
         return None
+    declared = _declared_padding(module, site.inputs[0])
+    zeros = f"Pad the input of {site.tap} with zeros, as TensorFlow does."
+    if distance(site.outputs, exact) <= LARGEST_PRECISION_LOSS * rms(exact):
+        return None  # Less than what any other padding does.
     for mode in _PAD_MODES:
         try:
             outputs = [
@@ -561,9 +634,18 @@ def _pads_with(site: Site, own: Mapping[str, Tensor], exact: Tensors) -> str | N
         except (RuntimeError, NotImplementedError):
             continue
         if site.reproduces(outputs):
-            return f"in mode {mode!r}"
+            return f"pads in mode {mode!r}, the reference with zeros", zeros
+    for name, pads in _paddings(site, declared):
+        try:
+            outputs = [_affine(module, x, own, pads) for x in site.inputs]
+        except RuntimeError:
+            continue
+        if site.reproduces(outputs):
+            ours, theirs = (_pairs(p) or "nothing" for p in (pads, declared))
+            mend = f"Pad the input of {site.tap} by {theirs}."
+            return f"pads {ours} ({name}), the reference {theirs}", mend
     if _only_at_borders(site, exact):
-        return "otherwise than with zeros"
+        return "pads otherwise than with zeros", zeros
     return None
 
 
@@ -591,42 +673,17 @@ def _only_at_borders(site: Site, exact: Tensors) -> bool:
 def _padding(site: Site, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
     """Another rule of padding, by name or else by trying all."""
     module: Any = site.module
-    kernel, strides = module.kernel_size, module.stride
-    if max(kernel) == 1:
+    if max(module.kernel_size) == 1:
         return
-    x = site.inputs[0]
-    declared = _declared_padding(module, x)
-    if isinstance(module, Conv) and module.causal:
-        time: list[int] | None = [0, 0]
-    else:
-        time = None
-
-    def rule(pair: Callable[[int, int, int], tuple[int, int]]) -> list[int]:
-        pads: list[int] = []
-        for axis in reversed(range(len(kernel))):
-            if time is not None and axis == 0:
-                pads += time
-            else:
-                pads += pair(x.shape[2 + axis], kernel[axis], strides[axis])
-        return pads
-
-    named = {
-        "TensorFlow's SAME": rule(same_padding),
-        "legacy (k - 1, whatever the stride)": rule(lambda n, k, s: legacy_padding(k)),
-        "symmetric (k // 2 on both sides)": rule(lambda n, k, s: (k // 2, k // 2)),
-        "none": rule(lambda n, k, s: (0, 0)),
-    }
-    tried: list[list[int]] = [declared]
-    for name, pads in itertools.chain(named.items(), _other_paddings(site, declared)):
-        if pads in tried:
-            continue
-        tried.append(pads)
+    declared = _declared_padding(module, site.inputs[0])
+    for name, pads in _paddings(site, declared):
         try:
             after = site.score([_affine(module, value, own, pads) for value in site.inputs])
         except RuntimeError:
             continue
         if status_of(after) == "match":
-            is_rule = next((n for n, p in named.items() if p == declared), "its own rule")
+            rules = _padding_rules(site).items()
+            is_rule = next((n for n, p in rules if p == declared), "its own rule")
             yield Explanation(
                 "padding",
                 f"pads {_pairs(declared) or 'nothing'} ({is_rule}), "
@@ -637,7 +694,37 @@ def _padding(site: Site, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
             return
 
 
-def _other_paddings(site: Site, declared: list[int]) -> Iterator[tuple[str, list[int]]]:
+def _padding_rules(site: Site) -> dict[str, list[int]]:
+    """Return what every rule that has a name pads, last axis first."""
+    module: Any = site.module
+    size = site.inputs[0].shape[2:]
+    causal = isinstance(module, Conv) and module.causal
+
+    def rule(pair: Callable[[int, int, int], tuple[int, int]]) -> list[int]:
+        pads: list[int] = []
+        for axis in reversed(range(len(module.kernel_size))):
+            n, k, s = size[axis], module.kernel_size[axis], module.stride[axis]
+            pads += (0, 0) if causal and axis == 0 else pair(n, k, s)
+        return pads
+
+    return {
+        "TensorFlow's SAME": rule(same_padding),
+        "legacy (k - 1, whatever the stride)": rule(lambda n, k, s: legacy_padding(k)),
+        "symmetric (k // 2 on both sides)": rule(lambda n, k, s: (k // 2, k // 2)),
+        "none": rule(lambda n, k, s: (0, 0)),
+    }
+
+
+def _paddings(site: Site, declared: list[int]) -> Iterator[tuple[str, list[int]]]:
+    """Yield every other padding once: those of named rules first."""
+    tried = [declared]
+    for name, pads in itertools.chain(_padding_rules(site).items(), _other_paddings(site)):
+        if pads not in tried:
+            tried.append(pads)
+            yield name, pads
+
+
+def _other_paddings(site: Site) -> Iterator[tuple[str, list[int]]]:
     module: Any = site.module
     size, out = site.inputs[0].shape[2:], site.expected[0].shape[2:]
     options: list[list[tuple[int, int]]] = []
@@ -724,19 +811,31 @@ def _norm(site: Site) -> Iterator[Explanation]:
         shift = tensors["bias"] - tensors["running_mean"] * scale
         return [x * scale.view(shape) + shift.view(shape) for x in site.inputs]
 
-    if len(own) != len(_NORM):
+    if "weight" not in own or "bias" not in own:
         return
-    exact = compute(own)
-    if site.fits(exact):
-        if module.training or not module.track_running_stats:
+    # Without statistics of its own it can only use the clip's; the reference's show what is right.
+    whole = {**{name: site.truth[name] for name in _NORM if name in site.truth}, **own}
+    if len(whole) != len(_NORM):
+        return
+    exact = compute(whole)
+    if site.reproduces(_by_clip_statistics(site, own)) and not site.reproduces(exact):
+        right = exact
+        if not site.fits(exact) and len(site.truth) == len(_NORM):
+            right = compute(site.truth)
+            if site.fits(right):
+                yield from _parameters(site, compute, _NORM)
+        if site.fits(right):
             yield Explanation(
                 "norm-not-in-eval",
                 "normalises by the statistics of the clip",
                 f"Call eval() on {site.path}.",
-                site.score(exact),
+                site.score(right),
             )
-        else:
-            yield from _precision(site, exact)
+        return
+    if len(own) != len(_NORM):
+        return
+    if site.fits(exact):
+        yield from _precision(site, exact)
         return
     found: list[Explanation] = []
     for eps in _EPSILONS:
@@ -766,16 +865,30 @@ def _norm(site: Site) -> Iterator[Explanation]:
     yield from found
 
 
+def _by_clip_statistics(site: Site, own: Mapping[str, Tensor]) -> Tensors:
+    """Return what normalising each chunk by its own mean and variance gives."""
+    outputs = []
+    for x in site.inputs:
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        mean = x.mean(axes, keepdim=True)
+        spread = torch.sqrt(((x - mean) ** 2).mean(axes, keepdim=True) + _epsilon(site.module))
+        outputs.append((x - mean) / spread * own["weight"].view(shape) + own["bias"].view(shape))
+    return outputs
+
+
+def _epsilon(module: Any) -> float:
+    return float(module.eps)
+
+
 def _fitted_norm(site: Site) -> Iterator[Explanation]:
     """One factor and one offset for each channel do what the reference does."""
-    x = torch.cat([v.transpose(0, 1).flatten(1) for v in site.inputs], dim=1)
-    y = torch.cat([v.transpose(0, 1).flatten(1) for v in site.expected], dim=1)
-    if x.shape[1] < 16:
+    if not _same_shapes(site.inputs, site.expected):
         return
-    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    spread = ((x - mean_x) ** 2).mean(1, keepdim=True).clamp_min(1e-30)
-    slope = ((x - mean_x) * (y - mean_y)).mean(1, keepdim=True) / spread
-    after = distance([slope * (x - mean_x) + mean_y], [y]) / site.floor
+    x, y = _by_channel(site.inputs), _by_channel(site.expected)
+    if x.shape[1] < FEWEST_FOR_A_LINE:
+        return
+    after = distance([_line(x, y)], [y]) / site.floor
     if status_of(after) == "match":
         yield Explanation(
             "weights-differ",
@@ -911,6 +1024,8 @@ def _pool(site: Site) -> Iterator[Explanation]:
         if slow:
             yield slow[0]
             return
+    if cause == "pool-divisor" and not ("mean" in ours or "sum" in ours or _ratio_only(site)):
+        cause = "unknown"
     for name, outputs in right.items():
         yield Explanation(
             cause,
@@ -1029,7 +1144,10 @@ def _positional_encoding(site: Site) -> Iterator[Explanation]:
         full = site.parameter("scale")
         if applied is None:
             exact = [x + a for x, a in zip(site.inputs, added, strict=True)]
-            yield from _precision(site, exact)
+            slow = list(_precision(site, exact, guess=False))
+            if slow:
+                yield from slow
+                return
             yield Explanation(
                 "positional-encoding",
                 f"adds something else than {name}",
@@ -1085,20 +1203,28 @@ def _combination(
     exact = texts[right]
     if not site.fits(exact):
         return
-    ours = next((n for n, out in texts.items() if n != right and site.reproduces(out)), None)
-    if ours is None:
-        # A multiple of one of the parts?
-        slow = list(_precision(site, exact))
-        if slow:
-            yield from slow
+    slow = list(_precision(site, exact))
+    if slow:
+        yield from slow
+        return
+    for name, function in _FUNCTIONS.items():
+        if name != "linear" and site.reproduces([function(x) for x in exact]):
+            yield Explanation(
+                "activation",
+                f"gives {name} of {right}, the reference {right}",
+                f"Take the activation behind {site.tap} out.",
+                site.score(exact),
+            )
             return
-        ours = _linear(site, parts)
-    yield Explanation(
-        cause,
-        f"gives {ours or 'something else'}, the reference {right}",
-        f"Make {site.tap} {right}.",
-        site.score(exact),
-    )
+    ours = next((n for n, out in texts.items() if n != right and site.reproduces(out)), None)
+    ours = ours or _linear(site, parts)
+    if ours is not None:
+        yield Explanation(
+            cause,
+            f"gives {ours}, the reference {right}",
+            f"Make {site.tap} {right}.",
+            site.score(exact),
+        )
 
 
 def _linear(site: Site, parts: Mapping[str, Tensors]) -> str | None:
@@ -1148,7 +1274,9 @@ def _gated_product(site: Site) -> Iterator[Explanation]:
         "the gate squared times the input": [g * p for g, p in zip(gate, product, strict=True)],
         "the input plus the gated input": [p + v for p, v in zip(product, x, strict=True)],
     }
-    yield from _combination(site, "gate", {"the input": x}, "the gate times the input", texts)
+    parts = {"the input": x, "the gated input": product}
+    parts["the gate"] = [g.expand_as(v) for g, v in zip(gate, x, strict=True)]
+    yield from _combination(site, "gate", parts, "the gate times the input", texts)
 
 
 def _unchanged(site: Site) -> Iterator[Explanation]:

@@ -393,7 +393,7 @@ def _reordered_along(own: Tensor, truth: Tensor) -> int | None:
     for axis in range(own.ndim):
         if own.shape[axis] < 2:
             continue
-        a, b = (v.movedim(axis, 0).flatten(1) for v in (own, truth))
+        a, b = (v.movedim(axis, 0).reshape(v.shape[axis], -1) for v in (own, truth))
         far, nearest = torch.cdist(a, b).min(dim=1)
         same = float(far.max()) <= EQUAL * float(b.norm(dim=1).max())
         if same and sorted(nearest.tolist()) == list(range(len(b))):

@@ -9,6 +9,7 @@ what no cause describes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -123,6 +124,17 @@ def change(path: str, action: Callable[[Any], Any]) -> Apply:
     def apply(network: MoViNet) -> nn.Module:
         with torch.no_grad():
             action(network.get_submodule(path))
+        return network
+
+    return apply
+
+
+def in_place_of(path: str, kind: Callable[[], nn.Module]) -> Apply:
+    """Put another module in."""
+
+    def apply(network: MoViNet) -> nn.Module:
+        owner, _, leaf = path.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, kind())
         return network
 
     return apply
@@ -293,9 +305,15 @@ def _norm_forward(eps_outside: bool = False, **changes: Any) -> Forward:
             scale = norm.weight / (norm.running_var.sqrt() + norm.eps)
             return (x - norm.running_mean.view(shape)) * scale.view(shape) + norm.bias.view(shape)
         return F.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, 0.0,
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            norm.training,
+            0.0,
             changes.get("eps", norm.eps),
-        )  # fmt: skip
+        )
 
     return forward
 
@@ -380,6 +398,14 @@ def _as_it_is(conv: Conv, x: Tensor) -> list[int]:
 def _padded_with_grey(conv: Conv, right: Any, x: Tensor) -> Tensor:
     x = F.pad(x, conv.padding_for(x), value=0.5)
     return F.conv3d(x, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+
+
+def _set_legacy(conv: Any) -> None:
+    conv.legacy = not conv.legacy
+
+
+def _declare_symmetric(conv: Any) -> None:
+    conv.padding_for = lambda x: _symmetric(conv, x)
 
 
 def _past_repeated(conv: Conv, right: Any, x: Tensor) -> Tensor:
@@ -622,14 +648,14 @@ CLIP_POOL: tuple[tuple[str, str, Callable[..., Tensor], tuple[str, ...]], ...] =
         "one frame too few",
         lambda x: x.mean((2, 3, 4), True) * x.shape[2] / (x.shape[2] - 1),
         ("se-pooling",),
-    ),  # noqa: E501
+    ),
     ("pool-divisor", "the sum", lambda x: x.sum((2, 3, 4), True), ("se-pooling",)),
     (
         "pool-divisor",
         "frames not counted",
         lambda x: x.mean((3, 4), True).sum(2, True),
         ("se-pooling",),
-    ),  # noqa: E501
+    ),
 )
 
 
@@ -796,7 +822,7 @@ VIDEOS: tuple[tuple[str, str, TensorEdit, tuple[str, ...]], ...] = (
         "half of them twice",
         lambda v: v[:, :, [i // 2 * 2 for i in range(v.shape[2])]],
         (),
-    ),  # noqa: E501
+    ),
     ("unknown", "grey", lambda v: v.mean(1, True).expand(v.shape), (UNKNOWN,)),
     ("unknown", "gamma", lambda v: v.clamp(min=0) ** 2.2, (UNKNOWN,)),
     ("unknown", "shifted by a pixel", lambda v: v.roll(1, 4), (UNKNOWN,)),
@@ -822,9 +848,19 @@ def porting_faults(network: MoViNet) -> Iterator[Fault]:
             for detail, function in (GATES if gate else FUNCTIONS).items():
                 cause = "gate" if gate else "activation"
                 yield Fault(
-                    cause, at(name), detail, patch(name, lambda m, r, x, f=function: f(x)),
-                )  # fmt: skip
+                    cause,
+                    at(name),
+                    detail,
+                    patch(name, lambda m, r, x, f=function: f(x)),
+                )
             yield Fault("precision", at(name), "bfloat16", patch(name, _bfloat16))
+            for kind in (nn.Sigmoid, nn.Hardsigmoid) if gate else (nn.SiLU, nn.Hardswish, nn.ReLU):
+                yield Fault(
+                    "gate" if gate else "activation",
+                    at(name),
+                    f"nn.{kind.__name__}",
+                    in_place_of(name, kind),
+                )
     yield from _exchanged(network)
     yield from _pool_faults(network, "pool", "pool")
     yield from _whole_faults(network)
@@ -865,6 +901,8 @@ def _conv_faults(network: MoViNet, name: str, conv: Conv) -> Iterator[Fault]:
         for detail, forward in PADDINGS:
             yield _fault("padding", name, detail, patch(name, forward))
         yield _fault("unknown", name, "dilation", patch(name, _dilated))
+        yield _fault("padding", name, "the other generation's", change(name, _set_legacy))
+        yield _fault("padding", name, "k // 2 by its own rule", change(name, _declare_symmetric))
     if frames > 1 and not conv.causal:
         yield _fault("padding", name, "past only", patch(name, _padded(_past_only)))
         yield _fault("padding", name, "frames repeated", patch(name, _past_repeated))
@@ -883,12 +921,20 @@ def _conv_faults(network: MoViNet, name: str, conv: Conv) -> Iterator[Fault]:
         "weight standardised",
         patch(
             name,
-            lambda m, r, x: r(x) - F.conv3d(
-                F.pad(x, m.padding_for(x)), m.weight.mean((1, 2, 3, 4), True).expand_as(m.weight),
-                None, m.stride, groups=m.groups,
-            ) if m.weight[0].numel() > 1 else r(x),
+            lambda m, r, x: (
+                r(x)
+                - F.conv3d(
+                    F.pad(x, m.padding_for(x)),
+                    m.weight.mean((1, 2, 3, 4), True).expand_as(m.weight),
+                    None,
+                    m.stride,
+                    groups=m.groups,
+                )
+                if m.weight[0].numel() > 1
+                else r(x)
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 def _norm_faults(network: MoViNet, name: str) -> Iterator[Fault]:
@@ -897,8 +943,12 @@ def _norm_faults(network: MoViNet, name: str) -> Iterator[Fault]:
             "norm-epsilon", name, f"{eps:g}", change(name, lambda m, e=eps: setattr(m, "eps", e))
         )
     yield _fault(
-        "norm-epsilon", name, "outside the root", patch(name, _norm_forward(eps_outside=True)), (UNKNOWN,),
-    )  # fmt: skip
+        "norm-epsilon",
+        name,
+        "outside the root",
+        patch(name, _norm_forward(eps_outside=True)),
+        (UNKNOWN,),
+    )
     yield _fault("norm-not-in-eval", name, "train()", change(name, lambda m: m.train()))
     yield _fault(
         "norm-not-in-eval",
@@ -917,9 +967,11 @@ def _norm_faults(network: MoViNet, name: str) -> Iterator[Fault]:
     )
     for first, second in NORM_ORDERS:
         yield _fault(
-            "norm-stats-swapped", name, f"{first}, {second}",
+            "norm-stats-swapped",
+            name,
+            f"{first}, {second}",
             exchange(f"{name}.{first}", f"{name}.{second}"),
-        )  # fmt: skip
+        )
     yield _fault(
         "norm-stats-swapped",
         name,
@@ -934,29 +986,57 @@ def _norm_faults(network: MoViNet, name: str) -> Iterator[Fault]:
     initial = {
         leaf: (torch.ones_like if leaf in ("weight", "running_var") else torch.zeros_like)
         for leaf in FOUR
-    }  # noqa: E501
+    }
     yield _fault(
-        "tensor-not-loaded", name, "all four",
+        "tensor-not-loaded",
+        name,
+        "all four",
         in_turn(*(edit(f"{name}.{leaf}", f) for leaf, f in initial.items())),
-    )  # fmt: skip
+    )
     yield _fault(
-        "tensor-not-loaded", name, "both statistics",
+        "tensor-not-loaded",
+        name,
+        "both statistics",
         in_turn(*(edit(f"{name}.{leaf}", initial[leaf]) for leaf in FOUR[2:])),
-    )  # fmt: skip
+    )
     yield _fault(
-        "weights-differ", name, "fine-tuned",
-        in_turn(*(edit(f"{name}.{leaf}", lambda t: t * (1 + 0.02 * random_like(t, 4))) for leaf in FOUR)),
-    )  # fmt: skip
+        "weights-differ",
+        name,
+        "fine-tuned",
+        in_turn(
+            *(edit(f"{name}.{leaf}", lambda t: t * (1 + 0.02 * random_like(t, 4))) for leaf in FOUR)
+        ),
+    )
     yield _fault("precision", name, "in bfloat16", patch(name, _bfloat16))
-    yield _fault("unknown", name, "instance norm", patch(
-        name, lambda m, r, x: F.instance_norm(x, None, None, m.weight, m.bias, True, 0.0, m.eps)),
-        (UNKNOWN, "norm-not-in-eval"))  # fmt: skip
-    yield _fault("unknown", name, "layer norm", patch(
-        name, lambda m, r, x: F.group_norm(x, 1, m.weight, m.bias, m.eps)))  # fmt: skip
-    yield _fault("activation", name, "relu before it", patch(
-        name, lambda m, r, x: r(torch.relu(x))), (UNKNOWN,))  # fmt: skip
-    yield _fault("activation", name, "relu behind it", patch(
-        name, lambda m, r, x: torch.relu(r(x))), (UNKNOWN,))  # fmt: skip
+    yield _fault(
+        "unknown",
+        name,
+        "instance norm",
+        patch(
+            name, lambda m, r, x: F.instance_norm(x, None, None, m.weight, m.bias, True, 0.0, m.eps)
+        ),
+        (UNKNOWN, "norm-not-in-eval"),
+    )
+    yield _fault(
+        "unknown",
+        name,
+        "layer norm",
+        patch(name, lambda m, r, x: F.group_norm(x, 1, m.weight, m.bias, m.eps)),
+    )
+    yield _fault(
+        "activation",
+        name,
+        "relu before it",
+        patch(name, lambda m, r, x: r(torch.relu(x))),
+        (UNKNOWN,),
+    )
+    yield _fault(
+        "activation",
+        name,
+        "relu behind it",
+        patch(name, lambda m, r, x: torch.relu(r(x))),
+        (UNKNOWN,),
+    )
 
 
 def _bottleneck_faults(network: MoViNet, name: str, layer: Bottleneck) -> Iterator[Fault]:
@@ -976,14 +1056,12 @@ def _bottleneck_faults(network: MoViNet, name: str, layer: Bottleneck) -> Iterat
                 tap = f"{name}.skip.pool"
                 yield _fault(cause, tap, detail, patch(tap, forward), accepts)
         yield _fault(
-            "skip-path", name, "not normalised",
-            patch(f"{name}.skip", lambda m, r, x: (m.norm(m.conv(x if m.pool is None else m.pool(x))) * 0
-                + m.conv(x if m.pool is None else m.pool(x)))),
-            (UNKNOWN,),
-        ) if False else _fault(
-            "skip-path", name, "activation in the skip",
-            patch(f"{name}.skip", lambda m, r, x: F.silu(r(x))), (UNKNOWN, "activation"),
-        )  # fmt: skip
+            "skip-path",
+            name,
+            "activation in the skip",
+            patch(f"{name}.skip", lambda m, r, x: F.silu(r(x))),
+            (UNKNOWN, "activation"),
+        )
     se = layer.squeeze_excitation
     if se is None:
         return
@@ -999,7 +1077,7 @@ def _bottleneck_faults(network: MoViNet, name: str, layer: Bottleneck) -> Iterat
                 detail,
                 patch(path, _squeeze(pooled)),
                 (UNKNOWN,) if "turn" in detail or "rest 0" in detail else (),
-            )  # noqa: E501
+            )
     for detail, product in SE_PRODUCTS:
         yield _fault(
             "unknown",
@@ -1007,15 +1085,29 @@ def _bottleneck_faults(network: MoViNet, name: str, layer: Bottleneck) -> Iterat
             detail,
             patch(path, _squeeze(None, product)),
             (UNKNOWN, "gate", "se-pooling"),
-        )  # noqa: E501
+        )
     if se.spatial_pool is not None:
         tap = f"{path}.spatial_pool"
-        yield _fault("se-pooling", tap, "the greatest", patch(
-            tap, lambda m, r, x: x.amax((3, 4), True)), (UNKNOWN,))  # fmt: skip
-        yield _fault("se-pooling", tap, "over frames too", patch(
-            tap, lambda m, r, x: x.mean((2, 3, 4), True).expand(-1, -1, x.shape[2], -1, -1)))  # fmt: skip
-        yield _fault("pool-divisor", tap, "sum", patch(
-            tap, lambda m, r, x: x.sum((3, 4), True)), ("se-pooling",))  # fmt: skip
+        yield _fault(
+            "se-pooling",
+            tap,
+            "the greatest",
+            patch(tap, lambda m, r, x: x.amax((3, 4), True)),
+            (UNKNOWN,),
+        )
+        yield _fault(
+            "se-pooling",
+            tap,
+            "over frames too",
+            patch(tap, lambda m, r, x: x.mean((2, 3, 4), True).expand(-1, -1, x.shape[2], -1, -1)),
+        )
+        yield _fault(
+            "pool-divisor",
+            tap,
+            "sum",
+            patch(tap, lambda m, r, x: x.sum((3, 4), True)),
+            ("se-pooling",),
+        )
         yield _fault("precision", tap, "float16", patch(tap, _float16))
     if se.temporal_pool is not None:
         yield from _pool_faults(network, f"{path}.temporal_pool", f"{path}.temporal_pool")
@@ -1033,7 +1125,7 @@ def _bottleneck_faults(network: MoViNet, name: str, layer: Bottleneck) -> Iterat
                 cause_detail,
                 edit(f"{tap}.scale", function),
                 ("tensor-not-loaded",),
-            )  # noqa: E501
+            )
 
 
 def _pool_faults(network: MoViNet, path: str, tap: str) -> Iterator[Fault]:
@@ -1042,18 +1134,35 @@ def _pool_faults(network: MoViNet, path: str, tap: str) -> Iterator[Fault]:
             yield _fault(cause, tap, detail, patch(path, _cumulative(mean)), accepts)
     elif not network.spec.causal:
         for cause, detail, clip, accepts in CLIP_POOL:
-            yield _fault(cause, tap, detail, patch(
-                path, lambda m, r, x, b, n, f=clip: (f(x), r(x, b, n)[1])), accepts)  # fmt: skip
+            yield _fault(
+                cause,
+                tap,
+                detail,
+                patch(path, lambda m, r, x, b, n, f=clip: (f(x), r(x, b, n)[1])),
+                accepts,
+            )
     else:
-        yield _fault("pool-divisor", tap, "divided by the clip's frames", patch(
-            path, lambda m, r, x, b, n: (r(x, b, n)[1] / x.shape[2], r(x, b, n)[1])),
-            ("se-pooling", "stream-state"))  # fmt: skip
-        yield _fault("stream-state", tap, "this clip only", patch(
-            path, lambda m, r, x, b, n: (x.mean((2, 3, 4), True), r(x, b, n)[1])),
-            ("se-pooling", "pool-divisor"))  # fmt: skip
-        yield _fault("unknown", tap, "the greatest", patch(
-            path, lambda m, r, x, b, n: (x.amax((2, 3, 4), True), r(x, b, n)[1])),
-            (UNKNOWN, "se-pooling"))  # fmt: skip
+        yield _fault(
+            "pool-divisor",
+            tap,
+            "divided by the clip's frames",
+            patch(path, lambda m, r, x, b, n: (r(x, b, n)[1] / x.shape[2], r(x, b, n)[1])),
+            ("se-pooling", "stream-state"),
+        )
+        yield _fault(
+            "stream-state",
+            tap,
+            "this clip only",
+            patch(path, lambda m, r, x, b, n: (x.mean((2, 3, 4), True), r(x, b, n)[1])),
+            ("se-pooling", "pool-divisor"),
+        )
+        yield _fault(
+            "unknown",
+            tap,
+            "the greatest",
+            patch(path, lambda m, r, x, b, n: (x.amax((2, 3, 4), True), r(x, b, n)[1])),
+            (UNKNOWN, "se-pooling"),
+        )
     yield _fault("precision", tap, "bfloat16", patch(path, _result_in_bfloat16))
 
 
@@ -1077,27 +1186,35 @@ def _exchanged(network: MoViNet) -> Iterator[Fault]:
     }
     for label, ending in kinds.items():
         names = [name for name in state if name.endswith(ending)]
-        for first, second in zip(names, names[1:], strict=False):
+        for first, second in itertools.pairwise(names):
             if state[first].shape != state[second].shape:
                 continue
             places = at(first.rpartition(".")[0], second.rpartition(".")[0])
             scale = ("rezero",) if label == "scales" else ("positional-encoding",)
             extra = scale if state[first].ndim == 0 else ()
             yield Fault(
-                "tensor-swapped", places, f"{label} exchanged", exchange(first, second),
+                "tensor-swapped",
+                places,
+                f"{label} exchanged",
+                exchange(first, second),
                 frozenset(("tensor-swapped", *extra)),
-            )  # fmt: skip
+            )
             yield Fault(
-                "tensor-swapped", places[1:], f"{label}: the other's", copied(first, second),
+                "tensor-swapped",
+                places[1:],
+                f"{label}: the other's",
+                copied(first, second),
                 frozenset(("tensor-swapped", *extra)),
-            )  # fmt: skip
+            )
     norms = [n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm3d)]
-    for first, second in zip(norms, norms[1:], strict=False):
+    for first, second in itertools.pairwise(norms):
         if state[f"{first}.weight"].shape == state[f"{second}.weight"].shape:
             yield Fault(
-                "tensor-swapped", at(first, second), "whole norms exchanged",
+                "tensor-swapped",
+                at(first, second),
+                "whole norms exchanged",
                 in_turn(*(exchange(f"{first}.{leaf}", f"{second}.{leaf}") for leaf in FOUR)),
-            )  # fmt: skip
+            )
 
 
 def _everywhere(network: MoViNet, kind: Callable[[str, Any], bool]) -> list[str]:
@@ -1121,9 +1238,13 @@ def _whole_faults(network: MoViNet) -> Iterator[Fault]:
         cause: str, taps: list[str], detail: str, step: Callable[[str], Apply], *also: str
     ) -> Fault:
         return Fault(
-            cause, at(*taps), f"everywhere: {detail}", in_turn(*(step(t) for t in taps)),
-            frozenset((cause, *also)), alone=True,
-        )  # fmt: skip
+            cause,
+            at(*taps),
+            f"everywhere: {detail}",
+            in_turn(*(step(t) for t in taps)),
+            frozenset((cause, *also)),
+            alone=True,
+        )
 
     yield all_of(
         "norm-epsilon", norms, "1e-5", lambda n: change(n, lambda m: setattr(m, "eps", 1e-5))
@@ -1134,36 +1255,42 @@ def _whole_faults(network: MoViNet) -> Iterator[Fault]:
         norms,
         "mean, variance",
         lambda n: exchange(f"{n}.running_mean", f"{n}.running_var"),
-    )  # noqa: E501
+    )
     yield all_of(
         "norm-stats-swapped", norms, "weight, bias", lambda n: exchange(f"{n}.weight", f"{n}.bias")
-    )  # noqa: E501
-    yield all_of("tensor-not-loaded", norms, "statistics", lambda n: in_turn(
-        edit(f"{n}.running_mean", torch.zeros_like), edit(f"{n}.running_var", torch.ones_like)))  # fmt: skip
+    )
+    yield all_of(
+        "tensor-not-loaded",
+        norms,
+        "statistics",
+        lambda n: in_turn(
+            edit(f"{n}.running_mean", torch.zeros_like), edit(f"{n}.running_var", torch.ones_like)
+        ),
+    )
     yield all_of(
         "kernel-layout",
         spatial,
         "height and width",
         lambda n: edit(f"{n}.weight", lambda w: w.transpose(3, 4)),
-    )  # noqa: E501
+    )
     yield all_of(
         "kernel-layout",
         pointwise,
         "not transposed",
         lambda n: edit(f"{n}.weight", _tensorflow_bytes),
-    )  # noqa: E501
+    )
     yield all_of(
         "kernel-layout",
         depthwise,
         "not transposed",
         lambda n: edit(f"{n}.weight", _tensorflow_bytes),
-    )  # noqa: E501
+    )
     yield all_of(
         "kernel-flip",
         spatial,
         "height and width",
         lambda n: edit(f"{n}.weight", lambda w: w.flip(3, 4)),
-    )  # noqa: E501
+    )
     yield all_of(
         "padding", ["stem.conv", *spatial], "k // 2", lambda n: patch(n, _padded(_symmetric))
     )
@@ -1177,28 +1304,36 @@ def _whole_faults(network: MoViNet) -> Iterator[Fault]:
         [f"{n}.rezero" for n in layers],
         "0",
         lambda n: edit(f"{n}.scale", torch.zeros_like),
-    )  # noqa: E501
+    )
     yield all_of(
         "precision",
         convs,
         "stored in float16",
         lambda n: edit(f"{n}.weight", lambda w: w.half().to(w)),
-    )  # noqa: E501
-    yield all_of("weights-differ", convs, "fine-tuned", lambda n: edit(
-        f"{n}.weight", lambda w: w * (1 + 0.01 * random_like(w))))  # fmt: skip
+    )
+    yield all_of(
+        "weights-differ",
+        convs,
+        "fine-tuned",
+        lambda n: edit(f"{n}.weight", lambda w: w * (1 + 0.01 * random_like(w))),
+    )
     yield all_of("skip-path", layers, "left out", lambda n: patch(n, _bottleneck(SUMS[0][2])))
     pools = [
         f"{n}.skip.pool" for n in layers if getattr(network.get_submodule(n).skip, "pool", None)
-    ]  # type: ignore[arg-type]  # noqa: E501
+    ]  # type: ignore[arg-type]
     if pools:
         yield all_of("pool-divisor", pools, "counts padding", lambda n: patch(n, _pool(same=True)))
     yield Fault(
         "precision", (), "the whole network in bfloat16", lambda n: n.bfloat16(), alone=True
     )
     yield Fault(
-        "norm-not-in-eval", (), "the whole network in train()", lambda n: n.train(),
-        frozenset(("norm-not-in-eval",)), alone=True,
-    )  # fmt: skip
+        "norm-not-in-eval",
+        (),
+        "the whole network in train()",
+        lambda n: n.train(),
+        frozenset(("norm-not-in-eval",)),
+        alone=True,
+    )
     yield _fault(
         "unknown", "classifier", "softmax", patch("classifier", lambda m, r, x: r(x).softmax(1))
     )
@@ -1210,12 +1345,16 @@ def _whole_faults(network: MoViNet) -> Iterator[Fault]:
         "classifier.output.conv",
         "dropout",
         change("classifier.dropout", lambda m: m.train()),
-    )  # noqa: E501
+    )
     yield Fault(
-        "unknown", at(layers[-1]), "stochastic depth",
-        change(f"{layers[-1]}.stochastic_depth", lambda m: (m.train(), setattr(m, "drop_rate", 0.9))),
+        "unknown",
+        at(layers[-1]),
+        "stochastic depth",
+        change(
+            f"{layers[-1]}.stochastic_depth", lambda m: (m.train(), setattr(m, "drop_rate", 0.9))
+        ),
         frozenset((UNKNOWN, "skip-path", "rezero")),
-    )  # fmt: skip
+    )
 
 
 def _stream_faults(network: MoViNet) -> Iterator[Fault]:
@@ -1231,14 +1370,18 @@ def _stream_faults(network: MoViNet) -> Iterator[Fault]:
             pool = f"{name}.squeeze_excitation.temporal_pool"
             for detail, new in SUMS_CARRIED:
                 yield Fault(
-                    "stream-state", ((pool, name, f"{name}.pool_buffer"),), f"sum {detail}",
+                    "stream-state",
+                    ((pool, name, f"{name}.pool_buffer"),),
+                    f"sum {detail}",
                     patch(pool, _carried(new)),
-                )  # fmt: skip
+                )
     for detail, new in SUMS_CARRIED:
         yield Fault(
-            "stream-state", (("pool", "head", "head.pool_buffer"),), f"head's sum {detail}",
+            "stream-state",
+            (("pool", "head", "head.pool_buffer"),),
+            f"head's sum {detail}",
             patch("pool", _carried(new)),
-        )  # fmt: skip
+        )
 
     def forget(network: MoViNet, video: Tensor) -> Tensor:
         network.clean_activation_buffers()

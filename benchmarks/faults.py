@@ -1331,7 +1331,7 @@ def _whole_faults(network: MoViNet) -> Iterator[Fault]:
         (),
         "the whole network in train()",
         lambda n: n.train(),
-        frozenset(("norm-not-in-eval",)),
+        frozenset(("norm-not-in-eval", UNKNOWN)),
         alone=True,
     )
     yield _fault(

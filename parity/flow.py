@@ -273,6 +273,9 @@ class Flow:
                     "its input's channels are in another order",
                     f"Give {tap} its input's channels in the reference's order.",
                 )
+        dropout = self.network.classifier.dropout
+        if tap == "classifier.output.conv" and dropout.training and dropout.p > 0:
+            return Change("unknown", "dropout is on in front of it", "Call eval() on the network.")
         return Change(
             "unknown",
             "its input is not what the reference computes",

@@ -241,7 +241,8 @@ def select(
 
 def pairs(bench: Bench, rng: random.Random, count: int) -> Iterator[tuple[Fault, Fault]]:
     """Yield pairs of faults in different layers; each kind is as likely as any other."""
-    free = [f for faults in kinds(bench.network).values() if not (f := faults)[0].alone]
+    together = ([f for f in faults if not f.alone] for faults in kinds(bench.network).values())
+    free = [faults for faults in together if faults]
     while count:
         first, second = (rng.choice(faults) for faults in rng.sample(free, 2))
         if _blocks(first) & _blocks(second):

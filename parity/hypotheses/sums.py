@@ -80,15 +80,15 @@ def residual_sum(site: Site) -> Iterator[Explanation]:
                 a + b for a, b in zip(branch, parts["the layer's input"], strict=True)
             ]
     depth = site.module.stochastic_depth
-    if isinstance(depth, StochasticDepth) and depth.training and depth.drop_rate > 0:
-        if site.fits(both):
-            yield Explanation(
-                "unknown",
-                "drops or scales branches as in training: stochastic depth is on",
-                f"Call eval() on {site.path}.",
-                site.score(both),
-            )
-            return
+    drops = isinstance(depth, StochasticDepth) and depth.training and depth.drop_rate > 0
+    if drops and site.fits(both):
+        yield Explanation(
+            "unknown",
+            "drops or scales branches as in training: stochastic depth is on",
+            f"Call eval() on {site.path}.",
+            site.score(both),
+        )
+        return
     yield from _combination(site, "skip-path", parts, "the branch plus the skip", texts)
 
 

@@ -21,7 +21,7 @@ from movinet_port.checkpoint import SAFETENSORS
 from movinet_port.errors import MovinetPortError, nearest
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
-from movinet_port.progress import show_progress
+from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, CausalPadding, ConvType, Gate
 from movinet_port.variants import list_models
 from parity.cli import parity
@@ -307,14 +307,9 @@ def _check_output(path: str, suffix: str | None, source: str) -> None:
         raise _Tried
 
 
-def _on_terminal() -> bool:
-    # It is None where the caller closed it.
-    return sys.stdout is not None and sys.stdout.isatty()
-
-
 def _print_rows(rows: list[tuple[str, str]]) -> None:
     """Print labelled rows: folded to the width of a terminal, one line each into a pipe."""
-    if not _on_terminal():
+    if not on_terminal():
         for label, text in rows:
             click.echo(f"{label:<10}  {_printable(text)}".rstrip())
         return
@@ -389,7 +384,7 @@ def list_published(files: bool) -> None:
                 weights.newest_handle(model.name, model.mode),
             )
     # In a pipe, as wide as the longest row: a cut handle is of no use.
-    width = None if _on_terminal() else 400
+    width = None if on_terminal() else 400
     Console(width=width, highlight=False).print(table)
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+
+
+def on_terminal() -> bool:
+    """Whether standard output is a terminal."""
+    # It is None where the caller closed it.
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from converters.sources import open_source
 from converters.tensorflow import import_tensorflow, quiet
 from movinet_port.checkpoint import Checkpoint, load
 from movinet_port.files import whole_file
-from movinet_port.progress import show_progress
+from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, Gate, ModelSpec
 from parity.authors import authors_reference
 from parity.clips import check_clip, random_clip, read_clip
@@ -160,7 +160,7 @@ def parity(
             progress=progress,
         )
         _write(report, html, json_path, junit_path)
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False, soft_wrap=not on_terminal())
     print_report(report, console)
     for label, path in (("report", html), ("json", json_path), ("junit", junit_path)):
         if path is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from movinet_port.layers import Bottleneck
+from movinet_port.layers import Bottleneck, Classifier, SqueezeExcitation
 from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
 from parity.taps import INPUT
 
@@ -132,7 +132,7 @@ class Flow:
     def wrong_arguments(self, tap: str, args: Sequence[tuple[Any, ...]]) -> list[Change]:
         """Return how what a module was given differs from what the reference's layer gets."""
         module = self.network.get_submodule(tap)
-        if isinstance(module, Bottleneck) or tap.endswith("squeeze_excitation"):
+        if isinstance(module, (Bottleneck, SqueezeExcitation, Classifier)):
             return []
         changes: dict[Change, None] = {}
         for number, given in enumerate(args):
@@ -262,6 +262,9 @@ class Flow:
             ("squeeze_excitation.reduce.conv", "squeeze_excitation.positional_encoding")
         ):
             return self._explain_pooled(tap, number, own, right)
+        kind = _rounded_to(own, right)
+        if kind is not None:
+            return Change("precision", f"its input comes in {kind}", f"Give {tap} float32.")
         if own.shape == right.shape:
             order = _channel_order(own, right)
             if order:
@@ -270,6 +273,9 @@ class Flow:
                     "its input's channels are in another order",
                     f"Give {tap} its input's channels in the reference's order.",
                 )
+        dropout = self.network.classifier.dropout
+        if tap == "classifier.output.conv" and dropout.training and dropout.p > 0:
+            return Change("unknown", "dropout is on in front of it", "Call eval() on the network.")
         return Change(
             "unknown",
             "its input is not what the reference computes",
@@ -390,6 +396,17 @@ def _near(own: Tensor, right: Tensor) -> bool:
     if own.shape != right.shape:
         return False
     return bool((own - right).abs().max() <= _SAME * right.abs().max())
+
+
+def _rounded_to(own: Tensor, right: Tensor) -> str | None:
+    """Return the narrower type whose values one tensor has, and the other's to its precision."""
+    if own.shape != right.shape:
+        return None
+    for dtype, share in ((torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)):
+        narrow = torch.equal(own, own.to(dtype).double())
+        if narrow and bool(((own - right).abs() <= share * right.abs() + 1e-7).all()):
+            return str(dtype).removeprefix("torch.")
+    return None
 
 
 def _channel_order(own: Tensor, right: Tensor) -> bool:

@@ -33,7 +33,9 @@ JSON that `movinet-port parity --json` writes::
                         first and last bin hold what lies beyond), and how many none at all
         note            "" or one sentence, such as that shapes differ
     states          one object per stream state and chunk:
-        name, chunk, shape, status, end_to_end, introduced, floor, magnitude, note
+        name, chunk, shape, status, end_to_end, introduced, introduces, floor, magnitude, note
+                        as of a layer; introduced is null, and introduces false, where the state
+                        is not computed from the reference's alone
     diagnosis       one object per explanation:
         layer, parameter (or null), cause (one of CAUSES), detail,
         before          error that the layer introduces as it is, in floor units
@@ -136,13 +138,32 @@ class Histogram:
     zeros: int
 
 
-def _worse(end_to_end: float, introduced: float | None) -> Status:
-    errors = [end_to_end] if introduced is None else [end_to_end, introduced]
-    return max((status_of(error) for error in errors), key=STATUSES.index)
+class _Judged:
+    """What has an error of its own and one end to end; true if both match."""
+
+    name: str
+    end_to_end: float
+    introduced: float | None
+
+    @property
+    def introduces(self) -> bool:
+        """Whether it adds an error of its own."""
+        return self.introduced is not None and status_of(self.introduced) != "match"
+
+    @property
+    def status(self) -> Status:
+        """The status of the larger error."""
+        errors = (
+            [self.end_to_end] if self.introduced is None else [self.end_to_end, self.introduced]
+        )
+        return max((status_of(error) for error in errors), key=STATUSES.index)
+
+    def __bool__(self) -> bool:
+        return self.status == "match"
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerResult:
+class LayerResult(_Judged):
     """One tap; true if it matches. The module's docstring says what each field is."""
 
     name: str
@@ -171,22 +192,9 @@ class LayerResult:
         # Factored, because the squares of very large errors overflow.
         return math.sqrt(self.end_to_end - own) * math.sqrt(self.end_to_end + own)
 
-    @property
-    def introduces(self) -> bool:
-        """Whether the layer adds an error of its own."""
-        return self.introduced is not None and status_of(self.introduced) != "match"
-
-    @property
-    def status(self) -> Status:
-        """The status of the larger error."""
-        return _worse(self.end_to_end, self.introduced)
-
-    def __bool__(self) -> bool:
-        return self.status == "match"
-
 
 @dataclasses.dataclass(frozen=True)
-class StateResult:
+class StateResult(_Judged):
     """A stream state after one chunk; true if it matches.
 
     Attributes:
@@ -208,14 +216,6 @@ class StateResult:
     magnitude: float
     shape: tuple[int, ...]
     note: str = ""
-
-    @property
-    def status(self) -> Status:
-        """The status of the larger error."""
-        return _worse(self.end_to_end, self.introduced)
-
-    def __bool__(self) -> bool:
-        return self.status == "match"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +305,14 @@ class Report:
             }
             for layer in self.layers
         ]
-        states = [{**dataclasses.asdict(state), "status": state.status} for state in self.states]
+        states = [
+            {
+                **dataclasses.asdict(state),
+                "status": state.status,
+                "introduces": state.introduces,
+            }
+            for state in self.states
+        ]
         data = {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,

@@ -1,0 +1,127 @@
+"""Batch normalisations: their four tensors, their epsilon, whose statistics they use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.hypotheses.site import (
+    FEWEST_FOR_A_LINE,
+    Explanation,
+    Site,
+    Tensors,
+    by_channel,
+    distance,
+    line_through,
+    precision,
+    same_shapes,
+)
+from parity.hypotheses.tensors import parameters_of, tensors_of
+from parity.report import status_of
+
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_EPSILONS = (1e-3, 1e-5, 1e-6, 1e-4, 1e-2, 1e-8, 0.0)
+
+
+def normalisation(site: Site) -> Iterator[Explanation]:
+    """Whose statistics it uses, its epsilon, its tensors, its precision."""
+    module: Any = site.module
+    own = tensors_of(module, _NORM)
+
+    def compute(tensors: Mapping[str, Tensor], eps: float | None = None) -> Tensors:
+        shape = (1, -1, *[1] * (site.inputs[0].ndim - 2))
+        epsilon = module.eps if eps is None else eps
+        scale = tensors["weight"] / torch.sqrt(tensors["running_var"] + epsilon)
+        shift = tensors["bias"] - tensors["running_mean"] * scale
+        return [x * scale.view(shape) + shift.view(shape) for x in site.inputs]
+
+    if "weight" not in own or "bias" not in own:
+        return
+    # Without statistics of its own it can only use the clip's; the reference's show what is right.
+    whole = {**{name: site.truth[name] for name in _NORM if name in site.truth}, **own}
+    if len(whole) != len(_NORM):
+        return
+    exact = compute(whole)
+    if site.reproduces(_by_clip_statistics(site, own)) and not site.reproduces(exact):
+        right = exact
+        if not site.fits(exact) and len(site.truth) == len(_NORM):
+            right = compute(site.truth)
+            if site.fits(right):
+                yield from parameters_of(site, compute, _NORM)
+        if site.fits(right):
+            yield Explanation(
+                "norm-not-in-eval",
+                "normalises by the statistics of the clip",
+                f"Call eval() on {site.path}.",
+                site.score(right),
+            )
+        return
+    if len(own) != len(_NORM):
+        return
+    if site.fits(exact):
+        yield from precision(site, exact)
+        return
+    found: list[Explanation] = []
+    for eps in _EPSILONS:
+        if status_of(after := site.score(compute(own, eps))) == "match":
+            detail = f"adds {module.eps:g} to the variance, the reference {eps:g}"
+            mend = f"Set the epsilon of {site.path} to {eps:g}."
+            found.append(Explanation("norm-epsilon", detail, mend, after, None))
+            break
+    for order in itertools.permutations(_NORM):
+        if order == _NORM:
+            continue
+        moved = {name: own[other] for name, other in zip(_NORM, order, strict=True)}
+        if status_of(after := site.score(compute(moved))) == "match":
+            pairs = [f"{n} is in {o}" for n, o in zip(_NORM, order, strict=True) if n != o]
+            found.append(
+                Explanation(
+                    "norm-stats-swapped",
+                    ", ".join(pairs),
+                    f"Exchange them in {site.path}.",
+                    after,
+                    site.parameter(next(n for n, o in zip(_NORM, order, strict=True) if n != o)),
+                )
+            )
+    found = found or list(parameters_of(site, compute, _NORM))
+    if not found:
+        found = list(_fitted_norm(site))
+    yield from found
+
+
+def _by_clip_statistics(site: Site, own: Mapping[str, Tensor]) -> Tensors:
+    """Return what normalising each chunk by its own mean and variance gives."""
+    outputs = []
+    for x in site.inputs:
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        mean = x.mean(axes, keepdim=True)
+        spread = torch.sqrt(((x - mean) ** 2).mean(axes, keepdim=True) + _epsilon(site.module))
+        outputs.append((x - mean) / spread * own["weight"].view(shape) + own["bias"].view(shape))
+    return outputs
+
+
+def _epsilon(module: Any) -> float:
+    return float(module.eps)
+
+
+def _fitted_norm(site: Site) -> Iterator[Explanation]:
+    """One factor and one offset for each channel do what the reference does."""
+    if not same_shapes(site.inputs, site.expected):
+        return
+    x, y = by_channel(site.inputs), by_channel(site.expected)
+    if x.shape[1] < FEWEST_FOR_A_LINE:
+        return
+    after = distance([line_through(x, y)], [y]) / site.floor
+    if status_of(after) == "match":
+        yield Explanation(
+            "weights-differ",
+            "another factor and offset for each channel fit",
+            f"Load the tensors of {site.path} again from the reference.",
+            after,
+            site.parameter("weight"),
+        )

@@ -14,10 +14,10 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from movinet_port.files import whole_file
 
 # What a folder is searched for.
 SUFFIXES = frozenset(
-    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+    [".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"]
+    + [".mts", ".ogv", ".ts", ".webm", ".wmv"]
 )
 
 # FFmpeg's input for cameras, and how it names the first one; {} is the camera's number.
@@ -48,6 +49,10 @@ _MOST_ROUNDING = Fraction(1, 2000)
 _LONGEST_PAUSE = 3600
 # An ending that is missing more than this is missing data, not a rounding.
 _SHORTEST_LOSS = 0.5
+
+
+# Seconds since the beginning, seconds shown, PyAV's frame.
+_Timed: TypeAlias = tuple[Fraction, Fraction, Any]
 
 
 class VideoError(MovinetPortError):
@@ -143,7 +148,9 @@ def read_video(
     return torch.stack(images)
 
 
-def iterate_frames(source: str, fps: float | None = None, *, start: float = 0.0) -> Iterator[Frame]:
+def iterate_frames(
+    source: str, fps: float | None = None, *, start: float = 0.0
+) -> Generator[Frame, None, None]:
     """Yield the frames of a video in the order they are shown.
 
     Args:
@@ -178,7 +185,7 @@ def iterate_frames(source: str, fps: float | None = None, *, start: float = 0.0)
 
 
 def _all_from(
-    timed: Iterator[tuple[Fraction, Fraction, Any]], start: float, rounding: Fraction
+    timed: Iterator[_Timed], start: float, rounding: Fraction
 ) -> Iterator[tuple[Fraction, Any]]:
     for seconds, _, frame in timed:
         if seconds + rounding >= start:
@@ -186,7 +193,7 @@ def _all_from(
 
 
 def _sampled(
-    timed: Iterator[tuple[Fraction, Fraction, Any]],
+    timed: Iterator[_Timed],
     fps: Fraction,
     start: Fraction,
     rounding: Fraction,
@@ -207,9 +214,7 @@ def _sampled(
         sample = start + count / fps
 
 
-def _timed(
-    source: str, container: Any, stream: Any, start: float
-) -> Iterator[tuple[Fraction, Fraction, Any]]:
+def _timed(source: str, container: Any, stream: Any, start: float) -> Generator[_Timed, None, None]:
     """Yield (seconds since the beginning, seconds shown, frame); from a key frame before `start`.
 
     Times never go back, and frames without one follow the average rate.
@@ -239,7 +244,7 @@ def _timed(
         yield seconds, duration if duration > 0 else usual, frame
 
 
-def _decode(source: str, container: Any, stream: Any) -> Iterator[Any]:
+def _decode(source: str, container: Any, stream: Any) -> Generator[Any, None, None]:
     """Yield decoded frames; an error if there is none, or if the data end too early."""
     av = import_av()
     last, reached = None, None

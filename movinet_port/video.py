@@ -28,8 +28,11 @@ from movinet_port.files import whole_file
 
 # What a folder is searched for.
 SUFFIXES = frozenset(
-    [".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"]
-    + [".mts", ".ogv", ".ts", ".webm", ".wmv"]
+    f".{name}"
+    for name in (
+        *("3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"),
+        *("ogv", "ts", "webm", "wmv"),
+    )
 )
 
 # FFmpeg's input for cameras, and how it names the first one; {} is the camera's number.
@@ -114,7 +117,7 @@ def probe(source: str) -> VideoInfo:
     """
     with (
         _opened(source) as (container, stream),
-        contextlib.closing(_decode(source, container, stream)) as frames,
+        contextlib.closing(_decode(source, container, stream, 0.0)) as frames,
     ):
         height, width, _ = _to_rgb(next(frames), None).shape
         rate = stream.average_rate or stream.guessed_rate
@@ -228,7 +231,7 @@ def _timed(source: str, container: Any, stream: Any, start: float) -> Generator[
         with contextlib.suppress(OSError, ValueError):
             container.seek(int(stream.start_time + start / base), stream=stream)
     before = None
-    for frame in _decode(source, container, stream):
+    for frame in _decode(source, container, stream, start):
         if frame.pts is None:
             seconds = Fraction(0) if before is None else before + usual
         else:
@@ -244,8 +247,8 @@ def _timed(source: str, container: Any, stream: Any, start: float) -> Generator[
         yield seconds, duration if duration > 0 else usual, frame
 
 
-def _decode(source: str, container: Any, stream: Any) -> Generator[Any, None, None]:
-    """Yield decoded frames; an error if there is none, or if the data end too early."""
+def _decode(source: str, container: Any, stream: Any, start: float) -> Generator[Any, None, None]:
+    """Yield decoded frames; an error if there is none at all, or if the data end too early."""
     av = import_av()
     last, reached = None, None
     try:
@@ -258,6 +261,8 @@ def _decode(source: str, container: Any, stream: Any) -> Generator[Any, None, No
     except av.FFmpegError as error:
         seconds = None if last is None or last.time is None else Fraction(last.time)
         raise _damaged(source, _reason(error), seconds) from error
+    if last is None and start > 0:
+        return
     if last is None:
         raise VideoError(
             f"cannot read {display_name(source)}: its video has no frames; "

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +60,11 @@ def find_labels(source: str, num_classes: int) -> tuple[str, ...]:
     published = weights.label_files().get(source)
     if published is not None and not Path(source).exists():
         source = published.url
+    if re.match("https?://[^/]*@", source):
+        # Said here, so that no password gets into a message or a file.
+        raise LabelsError(
+            "a user name or password in a URL is not sent; download the labels and give the file"
+        )
     if re.match("https?://", source):
         return _fetched(source, num_classes)
     return read_labels(source, num_classes)
@@ -95,6 +97,11 @@ def _fetched(url: str, num_classes: int) -> tuple[str, ...]:
 
 
 def _download(url: str) -> bytes:
+    # Not with this module: every program that loads a checkpoint imports that.
+    import http.client
+    import urllib.error
+    import urllib.request
+
     advice = "check the address and the network, or give a file with --labels"
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:

@@ -35,6 +35,9 @@ SUFFIXES = frozenset(
     )
 )
 
+# What can be written, and FFmpeg's name for it.
+_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
+
 # FFmpeg's input for cameras, and how it names the first one; {} is the camera's number.
 _CAMERAS = {
     "linux": ("v4l2", "/dev/video{}"),
@@ -410,7 +413,7 @@ def write_video(path: str, images: Iterable[Tensor], fps: float) -> None:
 
     Args:
         path: the suffix decides: ``.gif``, or else H.264 in the container of that suffix
-            (``.mp4``, ``.mkv``, ``.mov``), which pads odd sizes by a row or column.
+            (``.mp4``, ``.mov``, ``.mkv``), which pads odd sizes by a row or column.
         images: RGB, (height, width, 3), uint8, all of one size.
         fps: frames per second.
 
@@ -419,10 +422,7 @@ def write_video(path: str, images: Iterable[Tensor], fps: float) -> None:
         MovinetPortError: the file cannot be written.
     """
     av = import_av()
-    suffix = Path(path).suffix.lower()
-    kind = {".mkv": "matroska", ".m4v": "mp4"}.get(suffix, suffix[1:])
-    if kind not in ("gif", "mp4", "matroska", "mov"):
-        raise VideoError(f"cannot write {path}: expected a name that ends in .mp4, .mkv or .gif")
+    kind = check_writable(path)
     remaining = iter(images)
     first = next(remaining, None)
     if first is None:
@@ -451,6 +451,21 @@ def write_video(path: str, images: Iterable[Tensor], fps: float) -> None:
                 container.mux(stream.encode(None))
         except av.FFmpegError as error:
             raise VideoError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def check_writable(path: str) -> str:
+    """Return FFmpeg's name of the container that a path's suffix stands for.
+
+    Raises:
+        VideoError: it stands for none.
+    """
+    suffix = Path(path).suffix.lower()
+    kind = _CONTAINERS.get(suffix)
+    if kind is None:
+        raise VideoError(
+            f"cannot write {path}: expected a name that ends in {', '.join(_CONTAINERS)}"
+        )
+    return kind
 
 
 def _to_frame(av: Any, image: Tensor, height: int, width: int) -> Any:

@@ -46,6 +46,9 @@ _CAMERAS = {
 }
 _WEBCAM = re.compile(r"webcam(?::(.+))?", re.DOTALL)
 
+# FFmpeg's names of the containers that say how long they are; for others it makes a guess.
+_STATING = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "gif"}
+
 # Seconds to connect, and seconds without any data.
 _PATIENCE = (20.0, 30.0)
 
@@ -124,8 +127,8 @@ def probe(source: str) -> VideoInfo:
     ):
         height, width, _ = _to_rgb(next(frames), None).shape
         rate = stream.average_rate or stream.guessed_rate
-        seconds = _stated_seconds(stream)
-        if seconds is None and container.duration:
+        seconds = _stated_seconds(container, stream)
+        if seconds is None and container.duration and container.format.name in _STATING:
             seconds = container.duration / 1_000_000
         return VideoInfo(height, width, float(rate) if rate else None, seconds)
 
@@ -271,10 +274,11 @@ def _decode(source: str, container: Any, stream: Any, start: float) -> Generator
             f"cannot read {display_name(source)}: its video has no frames; "
             f"was the recording cut short?"
         )
-    stated = _stated_seconds(stream)
+    stated = _stated_seconds(container, stream)
     if stated is None or reached is None:
         return
-    found = float((reached - (stream.start_time or 0)) * stream.time_base)
+    # A late beginning may count, or not.
+    found = float(max(reached, reached - (stream.start_time or 0)) * stream.time_base)
     if stated - found > max(_SHORTEST_LOSS, 0.02 * stated):
         raise VideoError(
             f"cannot read {display_name(source)}: it is cut short: {found:.1f} s of "
@@ -282,16 +286,19 @@ def _decode(source: str, container: Any, stream: Any, start: float) -> Generator
         )
 
 
-def _stated_seconds(stream: Any) -> float | None:
+def _stated_seconds(container: Any, stream: Any) -> float | None:
     """Return how long a video lasts by its own container, if that says so for the video alone."""
+    if container.format.name not in _STATING:
+        return None
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    # Matroska has it as a tag, "00:00:03.500000000".
+    # Matroska has the time of its end as a tag, "00:00:03.500000000".
     parts = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
     if parts is None:
         return None
     hours, minutes, seconds = parts.groups()
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return end - float((stream.start_time or 0) * stream.time_base)
 
 
 def _damaged(source: str, reason: str, seconds: Fraction | None) -> VideoError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,8 +188,6 @@ def _predict_stream(
         else:
             for _ in shown:
                 pass
-    if not seen:
-        raise KeyboardInterrupt
     last = seen[-1]
     if history is not None and plot is not None:
         _plot(plot, video, predictor, history, top)
@@ -197,15 +197,29 @@ def _predict_stream(
 def _until_interrupted(
     video: str, moments: Generator[Moment, None, None]
 ) -> Generator[Moment, None, None]:
-    """Let Ctrl-C end what has no other end, and keep what was seen."""
+    """Let the first Ctrl-C end what has no other end, so that what was seen is not lost."""
     from movinet_port.video import is_live
 
+    interrupted = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        # The second one is for a camera that sends nothing.
+        signal.signal(signal.SIGINT, before)
+
     with contextlib.closing(moments):
-        try:
+        if not is_live(video) or threading.current_thread() is not threading.main_thread():
             yield from moments
-        except KeyboardInterrupt:
-            if not is_live(video):
-                raise
+            return
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            for moment in moments:
+                yield moment
+                if interrupted:
+                    return
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _watch(

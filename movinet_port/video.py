@@ -125,7 +125,7 @@ def probe(source: str) -> VideoInfo:
         _opened(source) as (container, stream),
         contextlib.closing(_decode(source, container, stream, 0.0)) as frames,
     ):
-        height, width, _ = _to_rgb(next(frames), None).shape
+        height, width, _ = _ToRgb()(next(frames)).shape
         rate = stream.average_rate or stream.guessed_rate
         seconds = _stated_seconds(container, stream)
         if seconds is None and container.duration and container.format.name in _STATING:
@@ -185,12 +185,9 @@ def iterate_frames(
         shown = _all_from(timed, start, rounding)
         if fps is not None:
             shown = _sampled(timed, Fraction(fps), Fraction(start), rounding)
-        size = None
+        to_rgb = _ToRgb()
         for seconds, frame in shown:
-            image = _to_rgb(frame, size)
-            # A stream may change its size midway; the first frame decides.
-            size = image.shape[:2]
-            yield Frame(float(seconds), image)
+            yield Frame(float(seconds), to_rgb(frame))
 
 
 def _all_from(
@@ -397,22 +394,35 @@ def _orientation(frame: Any) -> _Orientation:
     return _Orientation(True, b < 0, c < 0)
 
 
-def _to_rgb(frame: Any, size: tuple[int, ...] | None) -> Tensor:
-    """Return a decoded frame as upright RGB, (height, width, 3), uint8, scaled to `size` if any."""
-    turn = _orientation(frame)
-    wanted: dict[str, int] = {}
-    if size is not None:
-        height, width = size[::-1] if turn.swapped else size
-        if (frame.height, frame.width) != (height, width):
-            wanted = {"height": height, "width": width}
-    image = frame.to_ndarray(format="rgb24", **wanted)
-    if turn.swapped:
-        image = image.transpose(1, 0, 2)
-    if turn.upside_down:
-        image = image[::-1]
-    if turn.mirrored:
-        image = image[:, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(image))
+class _ToRgb:
+    """Turns decoded frames into upright RGB of the first one's size."""
+
+    def __init__(self) -> None:
+        self._reformatter = import_av().video.reformatter.VideoReformatter()
+        self._size: tuple[int, ...] | None = None
+        self._turn = _Orientation()
+        self._rotation: int | None = None
+
+    def __call__(self, frame: Any) -> Tensor:
+        """Return (height, width, 3), uint8."""
+        # Looking at a frame's side data makes a cycle that keeps it until Python's collector runs:
+        # only where the rotation, which costs nothing, is another one.
+        if self._rotation is None or frame.rotation != self._rotation:
+            self._rotation, self._turn = frame.rotation, _orientation(frame)
+        turn = self._turn
+        height, width = frame.height, frame.width
+        if self._size is not None:
+            height, width = self._size[::-1] if turn.swapped else self._size
+        image = self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
+        if turn.swapped:
+            image = image.transpose(1, 0, 2)
+        if turn.upside_down:
+            image = image[::-1]
+        if turn.mirrored:
+            image = image[:, ::-1]
+        # A stream may change its size midway; the first frame decides.
+        self._size = image.shape[:2]
+        return torch.from_numpy(np.ascontiguousarray(image))
 
 
 def write_video(path: str, images: Iterable[Tensor], fps: float) -> None:

@@ -32,6 +32,7 @@ from converters.tensorflow import import_tensorflow
 from converters.variables import read_variables
 from converters.verify import Verification, verify_saved_model
 from movinet_port.checkpoint import Checkpoint, listing
+from movinet_port.inputs import published_input
 from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
 from weights import find_handle
@@ -148,7 +149,8 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
         "assumed": {finding.field: finding.value for finding in recognition.assumed()},
         "weights_sha256": weights_digest(state_dict),
     }
-    checkpoint = Checkpoint(recognition.spec, state_dict, provenance)
+    made_for = published_input(recognition.spec.name)
+    checkpoint = Checkpoint(recognition.spec, state_dict, provenance, input=made_for)
     return Conversion(
         checkpoint=checkpoint,
         findings=recognition.findings,

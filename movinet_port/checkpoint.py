@@ -1,8 +1,9 @@
 """Checkpoint files: a spec, its weights, and where they came from.
 
 A ``.pt`` file is a dict that ``torch.load(path, weights_only=True)`` gives, with the keys
-"format_version", "spec", "provenance" and "state_dict", and "labels" if the classes have names. A
-``.safetensors`` file holds the same state dict, and the rest as JSON in its header's metadata.
+"format_version", "spec", "provenance" and "state_dict"; "labels" if the classes have names, and
+"input" if it is known what clips the network was made for. A ``.safetensors`` file holds the same
+state dict, and the rest as JSON in its header's metadata.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from movinet_port.errors import CheckpointError, SpecError
 from movinet_port.files import whole_file
+from movinet_port.inputs import InputFormat
 from movinet_port.labels import LabelsError, check_labels
 from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
@@ -38,12 +40,14 @@ class Checkpoint:
         provenance: plain data: source, sha256 of what was read, date, versions of the tools,
             and what was recognised.
         labels: the classes' names in the order of the logits, if known.
+        input: the clips that the network was made for, if known.
     """
 
     spec: ModelSpec
     state_dict: Mapping[str, Tensor]
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] | None = None
+    input: InputFormat | None = None
 
     def build(self) -> MoViNet:
         """Return the network with these weights, in eval mode.
@@ -121,6 +125,8 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         }
         if checkpoint.labels is not None:
             content["labels"] = [str(label) for label in checkpoint.labels]
+        if checkpoint.input is not None:
+            content["input"] = checkpoint.input.to_dict()
         if Path(path).suffix == SAFETENSORS:
             from safetensors.torch import save_file
 
@@ -173,7 +179,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     try:
         spec = ModelSpec.from_dict(content["spec"])
-    except SpecError as error:
+        stated = content.get("input")
+        input_format = None if stated is None else InputFormat.from_dict(stated)
+    except (SpecError, CheckpointError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; convert the model again") from error
     labels = content.get("labels")
     return Checkpoint(
@@ -181,6 +189,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         content["state_dict"],
         content["provenance"],
         None if labels is None else tuple(labels),
+        input_format,
     )
 
 
@@ -206,6 +215,8 @@ def _check_content(path: Path, content: Any) -> None:
     wrong = [key for key, kind in _KEYS.items() if not isinstance(found.get(key), kind)]
     if not isinstance(found.get("labels", []), list):
         wrong.append("labels")
+    if not isinstance(found.get("input", {}), dict):
+        wrong.append("input")
     if "state_dict" not in wrong:
         tensors = found["state_dict"]
         wrong += [f"state_dict[{key!r}]" for key in tensors if not isinstance(tensors[key], Tensor)]

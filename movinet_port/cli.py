@@ -18,7 +18,8 @@ from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
-from movinet_port.errors import MovinetPortError, nearest
+from movinet_port.commands.predict import predict
+from movinet_port.errors import MovinetPortError, nearest, one_line, printable
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import on_terminal, show_progress
@@ -76,18 +77,8 @@ class _Group(click.Group):
 
 
 def _fail(error: Exception | str, code: int) -> NoReturn:
-    click.echo(f"error: {_one_line(str(error))}", err=True)
+    click.echo(f"error: {one_line(str(error))}", err=True)
     sys.exit(code)
-
-
-def _one_line(text: str) -> str:
-    """Return `text`, which may hold any file's name, in one line."""
-    return _printable(" ".join(text.split()))
-
-
-def _printable(text: str) -> str:
-    """Return `text` with control characters and what no encoding has written as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -311,13 +302,13 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     """Print labelled rows: folded to the width of a terminal, one line each into a pipe."""
     if not on_terminal():
         for label, text in rows:
-            click.echo(f"{label:<10}  {_printable(text)}".rstrip())
+            click.echo(f"{label:<10}  {printable(text)}".rstrip())
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows:
-        table.add_row(label, escape(_printable(text)))
+        table.add_row(label, escape(printable(text)))
     Console(highlight=False).print(table)
 
 
@@ -389,6 +380,7 @@ def list_published(files: bool) -> None:
 
 
 main.add_command(parity)
+main.add_command(predict)
 
 
 if __name__ == "__main__":

@@ -29,3 +29,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name closest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def one_line(text: str) -> str:
+    """Return `text`, which may hold any file's name, in one line."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters and what no encoding has written as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from movinet_port.video import VideoError, iterate_frames
 from parity.errors import ComparisonError
 
 Clip: TypeAlias = NDArray[np.float32]
@@ -94,19 +94,17 @@ def _from_numpy(path: str) -> Clip:
 
 def _from_video(path: str, frames: int | None) -> Clip:
     try:
-        av = importlib.import_module("av")
-    except ImportError as error:
-        raise ComparisonError(
-            f"--input {path}: reading video files needs PyAV: run pip install av, or give a .npy"
-        ) from error
-    try:
-        with av.open(path) as container:
-            images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    # PyAV's errors derive from OSError and ValueError, by the kind of damage.
-    except (OSError, ValueError, IndexError) as error:
-        raise ComparisonError(f"--input {path}: cannot be read as a video: {error}") from error
-    if not images:
-        raise ComparisonError(f"--input {path}: has no frames")
-    if frames is not None and len(images) > frames:
-        images = [images[i] for i in np.linspace(0, len(images) - 1, frames).round().astype(int)]
+        wanted = None
+        if frames is not None:
+            # Counted first, so that a long video need not fit into memory.
+            count = sum(1 for _ in iterate_frames(path))
+            if count > frames:
+                wanted = np.linspace(0, count - 1, frames).round().astype(int).tolist()
+        images = [
+            frame.image.numpy()
+            for number, frame in enumerate(iterate_frames(path))
+            if wanted is None or number in wanted
+        ]
+    except VideoError as error:
+        raise ComparisonError(f"--input: {error}") from error
     return (np.moveaxis(np.stack(images)[None], -1, 1) / 255).astype(np.float32)

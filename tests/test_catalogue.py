@@ -112,6 +112,14 @@ RESULTS = {
 }
 
 
+# min_image_size of the validation data in the authors' configurations movinet_{name}_k600_8x8.yaml.
+RESIZED = {"a0": 192, "a1": 192, "a2": 256, "a3": 288, "a4": 320, "a5": 368}
+
+
+def test_frames_are_scaled_as_the_authors_configurations_say():
+    assert {m.name: m.resize for m in models()} == RESIZED
+
+
 def test_results_are_those_of_the_authors_tables():
     assert {(m.name, m.mode): (m.top1, m.top5, m.resolution, m.frames) for m in models()} == RESULTS
 

@@ -616,6 +616,45 @@ def test_numpy_clips_are_read_in_either_layout(tmp_path, layout):
     np.testing.assert_allclose(found, video, atol=1e-6)
 
 
+def video_of(tmp_path, frames=8):
+    import videos
+
+    levels = [10 * number for number in range(frames)]
+    images = videos.grey(levels, 48, 64)
+    return videos.write(tmp_path / "clip.mkv", images, codec="ffv1", pixels="bgr0")
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"), [(None, range(8)), (8, range(8)), (3, (0, 4, 7)), (1, (0,))]
+)
+def test_frames_of_a_video_are_spread_over_it(tmp_path, frames, expected):
+    from parity.clips import read_clip
+
+    found = read_clip(str(video_of(tmp_path)), frames, (20, 30))
+    assert found.shape == (1, 3, len(expected), 20, 30)
+    levels = [10 * number / 255 for number in expected]
+    np.testing.assert_allclose(found[0, 0, :, 0, 0], levels, atol=1e-6)
+
+
+def test_a_video_with_too_few_frames_is_one_line(tmp_path):
+    from parity.clips import read_clip
+
+    with pytest.raises(ComparisonError, match="has 8 frames, --frames asks for 9"):
+        read_clip(str(video_of(tmp_path)), 9, None)
+    (tmp_path / "bad.mp4").write_text("no video")
+    with pytest.raises(ComparisonError, match=r"--input: cannot read .*bad\.mp4: Invalid data"):
+        read_clip(str(tmp_path / "bad.mp4"), None, None)
+
+
+def test_a_video_is_compared_on(tmp_path):
+    import videos
+
+    path = videos.write(tmp_path / "clip.mp4", videos.noise(9, 60, 80))
+    done = invoke("--hub-url", SAMPLE, "--input", path, "--frames", 4, "--size", 40)
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("parity: ")
+
+
 def test_weights_without_a_graph_need_the_authors_code(monkeypatch, reference, tmp_path):
     from parity.authors import authors_reference
 

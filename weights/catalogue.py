@@ -1,7 +1,8 @@
 """The published MoViNet checkpoints (Kinetics-600) as data, read from ``catalogue.json``.
 
-Sources: the authors' README (accuracy, input sizes, checkpoint and TF Lite URLs), the TF Hub
-handles, and for ``parameters`` a count of the network that tf-models-official 2.20.0 builds.
+Sources: the authors' README (accuracy, input sizes, checkpoint and TF Lite URLs), the validation
+data of their training configurations (``resize``), the URL of the label file in their tutorial, the
+TF Hub handles, and for ``parameters`` a count of the network that tf-models-official 2.20.0 builds.
 
 Nobody states which era of the network a published file holds: every ``era`` here is inferred, from
 the dates of the releases. A converter reads the era from the file and uses this only as a hint.
@@ -33,15 +34,17 @@ class UnknownModelError(LookupError):
 class PublishedModel:
     """One network of the family and the results its authors publish for it.
 
-    ``top1`` and ``top5`` are percent on Kinetics-600 at ``resolution`` (pixels, square) and
-    ``frames_per_second``; for "stream" they belong to the newest checkpoints. ``gflops`` is the
-    paper's, for a whole clip of ``frames`` frames. ``parameters`` are the trainable ones with 600
-    classes, counted in the reference: the paper's figures are lower from a2 on.
+    ``resize`` is what the authors' evaluation scales the shorter side to, before it cuts out the
+    centre of ``resolution`` (pixels, square). ``top1`` and ``top5`` are percent on Kinetics-600 at
+    these sizes and ``frames_per_second``; for "stream" they belong to the newest checkpoints.
+    ``gflops`` is the paper's, for a whole clip of ``frames`` frames. ``parameters`` are the
+    trainable ones with 600 classes, counted in the reference: the paper's are lower from a2 on.
     """
 
     name: str
     mode: Mode
     resolution: int
+    resize: int
     frames_per_second: int
     top1: float
     top5: float
@@ -75,6 +78,15 @@ class Published:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class LabelFile:
+    """A published text file with the names of a data set's classes, in the order of the logits."""
+
+    name: str
+    url: str
+    classes: int
+
+
 @functools.cache
 def _read() -> dict[str, Any]:
     text = importlib.resources.files(__package__).joinpath("catalogue.json").read_text("utf-8")
@@ -90,6 +102,7 @@ def models() -> tuple[PublishedModel, ...]:
             name=name,
             mode=mode,
             resolution=row["resolution"],
+            resize=row["resize"],
             frames_per_second=row["frames_per_second"],
             **row[mode],
         )
@@ -110,6 +123,11 @@ def catalogue() -> tuple[Published, ...]:
         for release in _read()["releases"]
         for name in release["models"]
     )
+
+
+def label_files() -> dict[str, LabelFile]:
+    """Every published label file, by the name of its data set."""
+    return {name: LabelFile(name, **row) for name, row in _read()["labels"].items()}
 
 
 def find_model(name: str, mode: str) -> PublishedModel:

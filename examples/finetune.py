@@ -23,7 +23,6 @@ from movinet_port.training import (
     find_splits,
     freeze,
     joined,
-    set_drop_rates,
     start_from,
     write_results,
 )
@@ -64,7 +63,7 @@ def main() -> None:
     classes, train, val = find_splits(options.data)
     torch.manual_seed(schedule.seed)
     model = start_from(source, classes)  # a new last layer, with the classes' names
-    set_drop_rates(model, dropout=options.dropout, stochastic_depth=options.stochastic_depth)
+    model.set_drop_rates(options.dropout, options.stochastic_depth)
     freeze(model, options.train)
 
     with joined(options.device) as process:

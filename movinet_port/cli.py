@@ -18,10 +18,9 @@ from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
+from movinet_port.commands.finetune import finetune
 from movinet_port.commands.predict import predict
 from movinet_port.errors import MovinetPortError, nearest, one_line, printable
-from movinet_port.commands.finetune import finetune
-from movinet_port.errors import MovinetPortError, nearest
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import show_progress

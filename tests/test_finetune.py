@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -219,30 +220,32 @@ def test_run_is_neither_overwritten_nor_mixed_with_another(
 # Several processes -----------------------------------------------------------------------------
 
 
-def train_beside(processes: int, batch: int, out: Path, *arguments: object) -> list[dict[str, str]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [
-        sys.executable, *(launcher if processes > 1 else []), ROOT / "examples/finetune.py",
-        *arguments, "--out", out, "--batch", batch, "--device", "cpu",
-        "--dropout", 0, "--stochastic-depth", 0, "--workers", 0,
-    ]  # fmt: skip
-    found = subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
-    return read_log(out)
+EXAMPLE = ROOT / "examples/finetune.py"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def test_two_processes_have_the_loss_curve_of_one_with_twice_the_batch(
-    few: Path, tiny: Callable[[str], Path], tmp_path: Path
+    few: Path, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [
-        few, "--weights", tiny("stream"), "--epochs", 3, "--learning-rate", 0.003,
-        "--clip-frames", 4,
-    ]  # fmt: skip
-    one = train_beside(1, 6, tmp_path / "one", *options)
-    two = train_beside(2, 3, tmp_path / "two", *options)
+    def command(batch: int, out: str) -> list[str]:
+        options = [
+            EXAMPLE, few, "--weights", tiny("stream"), "--epochs", 3, "--learning-rate", 0.003,
+            "--clip-frames", 4, "--out", tmp_path / out, "--batch", batch, "--device", "cpu",
+            "--dropout", 0, "--stochastic-depth", 0, "--workers", 0,
+        ]  # fmt: skip
+        return [str(option) for option in options]
+
+    monkeypatch.setattr(sys, "argv", command(6, "one"))
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ended = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *command(3, "two")],
+        env={**os.environ, **ONE_THREAD},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     for name in ("train_loss", "val_loss"):
         expected, found = ([float(row[name]) for row in rows] for rows in (one, two))
         assert found == pytest.approx(expected, rel=1e-5)
@@ -257,8 +260,8 @@ SYNCHRONISED = """
 import sys, torch
 from torch import distributed as dist, nn
 from movinet_port.training import SyncBatchNorm3d
-dist.init_process_group("gloo")
-rank = dist.get_rank()
+store, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 torch.manual_seed(0)
 x = torch.randn(6, 3, 2, 4, 5, dtype=torch.float64) * 3 + 1
 weights = torch.randn(6, 3, 2, 4, 5, dtype=torch.float64)
@@ -274,19 +277,23 @@ close(found, expected[mine])
 close(inputs[1].grad, inputs[0].grad[mine])
 for name, value in whole.state_dict().items():
     close(part.state_dict()[name], value)
+dist.destroy_process_group()
 """
 
 
 def test_synchronised_norm_is_the_norm_of_the_whole_batch(tmp_path: Path) -> None:
     """Its output, its gradient and its statistics; in float64, with two processes."""
-    script = tmp_path / "synchronised.py"
-    script.write_text(SYNCHRONISED)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run(
-        [sys.executable, *launcher, str(script)], env=environment, capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SYNCHRONISED, str(tmp_path / "store"), str(rank)],
+            env={**os.environ, **ONE_THREAD},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
 
 
 def test_processes_share_out_the_batches_of_one() -> None:

@@ -10,7 +10,7 @@ from movinet_port.training.data import (
     find_videos,
 )
 from movinet_port.training.distributed import Process, SyncBatchNorm3d, joined, synchronise_norms
-from movinet_port.training.freeze import freeze, set_drop_rates, set_training_mode
+from movinet_port.training.freeze import freeze, set_training_mode
 from movinet_port.training.run import (
     Run,
     clip_for,
@@ -40,7 +40,6 @@ __all__ = [
     "finetune",
     "freeze",
     "joined",
-    "set_drop_rates",
     "set_training_mode",
     "start_from",
     "synchronise_norms",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from movinet_port.errors import MovinetPortError
-from movinet_port.layers import StochasticDepth
 from movinet_port.model import MoViNet
 
 ALL, HEAD = "all", "head"
@@ -59,17 +58,3 @@ def set_training_mode(model: MoViNet, *, freeze_norms: bool = False) -> None:
         frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
         if frozen or (freeze_norms and isinstance(module, nn.modules.batchnorm._BatchNorm)):
             module.eval()
-
-
-def set_drop_rates(model: MoViNet, *, dropout: float, stochastic_depth: float) -> None:
-    """Set the rates that `MoViNet` takes when it is made.
-
-    Args:
-        model: the network.
-        dropout: rate before the last classifier layer.
-        stochastic_depth: rate of the last layer's branch; earlier ones grow linearly up to it.
-    """
-    model.classifier.dropout.p = dropout
-    layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
-    for number, layer in enumerate(layers, start=1):
-        layer.drop_rate = stochastic_depth * number / len(layers)

@@ -17,7 +17,7 @@ from movinet_port.inputs import InputFormat, published_input
 from movinet_port.model import MoViNet
 from movinet_port.training.data import Augmentation, VideoClips, find_splits
 from movinet_port.training.distributed import Process
-from movinet_port.training.freeze import ALL, freeze, set_drop_rates
+from movinet_port.training.freeze import ALL, freeze
 from movinet_port.training.trainer import Epoch, Schedule, Trainer, write_log
 
 STATE, LOG, LAST, BEST = "state.pt", "log.csv", "last.pt", "best.pt"
@@ -133,7 +133,7 @@ def finetune(
     source = load_checkpoint(run.weights)
     torch.manual_seed(run.schedule.seed)
     model = start_from(source, classes)
-    set_drop_rates(model, dropout=run.dropout, stochastic_depth=run.stochastic_depth)
+    model.set_drop_rates(run.dropout, run.stochastic_depth)
     freeze(model, run.train)
     trainer = Trainer(
         model,

@@ -13,17 +13,8 @@ from movinet_port.progress import show_progress
 if TYPE_CHECKING:
     from movinet_port.training import Epoch
 
-EXAMPLES = """
-\b
-Examples:
-  movinet-port finetune videos --weights a0_base.pt -o run
-  movinet-port finetune videos --weights a0_stream.pt --clip-frames 8 -o run
-  movinet-port finetune videos --weights a2_base.pt --train head --epochs 5 -o run
-  torchrun --nproc-per-node 4 --no-python movinet-port finetune videos ... -o run --resume
-"""
 
-
-@click.command(epilog=EXAMPLES)
+@click.command()
 @click.argument("data", type=click.Path(path_type=Path), metavar="FOLDER")
 @click.option(
     "--weights",

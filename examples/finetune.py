@@ -41,7 +41,7 @@ parser.add_argument("--frames", type=int, help="of a video; default: what the mo
 parser.add_argument("--size", type=int, help="in pixels; likewise")
 parser.add_argument("--fps", type=float, help="frames per second; likewise")
 parser.add_argument("--clip-frames", type=int, help="stream: videos come in clips of so many")
-parser.add_argument("--precision", default="float32", help="or bfloat16, float16")
+parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
 parser.add_argument("--workers", type=int, default=2, help="processes that read videos")
 parser.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
 

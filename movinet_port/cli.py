@@ -55,7 +55,7 @@ class _Group(click.Group):
         sys.exit(code)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:
+        if not args and not ctx.resilient_parsing:  # as a shell asks for completions
             click.echo(ctx.get_help(), err=True)
             ctx.exit(USER_ERROR)
         return super().parse_args(ctx, args)

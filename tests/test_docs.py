@@ -178,7 +178,7 @@ def run_command(block: Block, command: str) -> None:
         code, text = ended.returncode, ended.stderr
     if code:
         pytest.fail(
-            f"{block.where}: exit code {code}\n  {command}\nwas run as\n  {' '.join(words)}\n{text}",
+            f"{block.where}: exit code {code}: {command}\nrun as: {shlex.join(words)}\n{text}",
             pytrace=False,
         )
 

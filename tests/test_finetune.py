@@ -423,6 +423,12 @@ def other_class(folder: Path) -> None:
         (one_video, ["--val-fraction", 0], ["1.mp4", "empty"]),
         (one_video, ["--clip-frames", 4], ["--clip-frames is for stream networks"]),
         (one_video, ["--train", "hed"], ["'hed'", "'head'"]),
+        (
+            one_video,
+            ["--val-fraction", 0, "--workers", 1],
+            ["cannot read", ".mp4: the file is empty"],
+        ),
+        (one_video, ["--device", "gpu"], ["'gpu'"]),
     ],
 )
 def test_data_that_cannot_be_used_are_one_line(
@@ -442,6 +448,17 @@ def test_data_that_cannot_be_used_are_one_line(
     for part in parts:
         assert part in line
     assert not (tmp_path / "run").exists()
+
+
+def test_without_validation_only_the_last_model_is_written(
+    few: Path, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options = ["--val-fraction", 0, "--epochs", 1, "--workers", 0, "--train", "head"]
+    assert finetune(few, "--weights", tiny("base"), "-o", tmp_path / "run", *options) == 0
+    written = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert written == ["last.pt", "log.csv", "state.pt"]
+    (row,) = read_log(tmp_path / "run")
+    assert row["val_accuracy"] == "nan"
 
 
 def test_network_of_unknown_clips_needs_the_sizes(

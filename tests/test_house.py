@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import get_completion_class
 
 from movinet_port.cli import main
 from movinet_port.commands.examples import EXAMPLES
@@ -111,17 +109,6 @@ def test_every_option_says_what_it_does_or_has_a_default(name: str) -> None:
             assert parameter.help or parameter.show_default, parameter.opts
 
 
-def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    script = "from movinet_port.cli import main; main(prog_name='movinet-port')"
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize(
     ("shell", "part"),
     [
@@ -140,20 +127,21 @@ def test_completion_script_is_for_that_shell(
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "incomplete", "expected"),
     [
-        ("movinet-port conv", {"convert"}),
-        ("movinet-port convert --mod", {"--model", "--mode"}),
-        ("movinet-port convert --mode st", {"stream"}),
+        ([], "conv", {"convert"}),
+        (["convert"], "--mod", {"--model", "--mode"}),
+        (["convert", "--mode"], "st", {"stream"}),
+        (["completion"], "", {"bash", "zsh", "fish"}),
     ],
 )
-def test_script_completes_commands_options_and_values(words: str, expected: set[str]) -> None:
-    ended = program(
-        COMP_WORDS=words,
-        COMP_CWORD=str(len(words.split()) - 1),
-        _MOVINET_PORT_COMPLETE="bash_complete",
-    )
-    assert {line.partition(",")[2] for line in ended.stdout.splitlines()} == expected
+def test_shell_completes_commands_options_and_values(
+    words: list[str], incomplete: str, expected: set[str]
+) -> None:
+    shell = get_completion_class("bash")
+    assert shell is not None
+    asked = shell(main, {}, "movinet-port", "_MOVINET_PORT_COMPLETE")
+    assert {item.value for item in asked.get_completions(words, incomplete)} == expected
 
 
 @pytest.mark.parametrize(

@@ -183,9 +183,11 @@ def finetune(
     )
     with training.joined(device) as process, show_progress() as progress:
         history = training.finetune(run, process, report=_show_epoch, progress=progress)
-    if process.is_first:
+    if process.is_first and (out / training.run.BEST).exists():
         best = max(history, key=lambda epoch: epoch.val_accuracy)
         click.echo(f"best {100 * best.val_accuracy:.1f} % in epoch {best.epoch}; {out / 'best.pt'}")
+    elif process.is_first:
+        click.echo(f"written {out / 'last.pt'}")
 
 
 def _show_epoch(epoch: Epoch) -> None:

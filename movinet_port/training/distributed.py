@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from movinet_port.errors import MovinetPortError
 from movinet_port.model import MoViNet
 
 
@@ -51,11 +53,18 @@ def joined(device: str | None = None) -> Iterator[Process]:
     Args:
         device: "cpu", "cuda" or "cuda:N"; by default a GPU of its own for each process where there
             is one.
+
+    Raises:
+        MovinetPortError: there is no such device.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not torch.cuda.is_available():
+        raise MovinetPortError(f"device is {device!r}, and PyTorch finds no GPU; expected 'cpu'")
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise MovinetPortError(f"device is {device!r}, expected 'cpu', 'cuda' or 'cuda:N'")
     if device == "cuda":
         device = f"cuda:{local_rank}"
         torch.cuda.set_device(local_rank)

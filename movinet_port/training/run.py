@@ -129,6 +129,8 @@ def finetune(
         raise RunError(
             f"{run.out} holds a run already; go on with it (--resume), or name another folder"
         )
+    if run.tensorboard:
+        _summary_writer()
     classes, train, val = find_splits(run.data, run.validation, run.validation_fraction)
     source = load_checkpoint(run.weights)
     torch.manual_seed(run.schedule.seed)
@@ -174,7 +176,8 @@ def _write(run: Run, source: Checkpoint, trainer: Trainer) -> None:
     history = trainer.history
     checkpoint = trained_checkpoint(trainer.model, source, run, history[-1])
     save(checkpoint, run.out / LAST)
-    if all(history[-1].val_accuracy > before.val_accuracy for before in history[:-1]):
+    accuracies = [epoch.val_accuracy for epoch in history]
+    if max(accuracies[:-1], default=-1.0) < accuracies[-1]:  # not so where nothing is measured
         save(checkpoint, run.out / BEST)
     write_log(history, run.out / LOG)
     if run.tensorboard:
@@ -211,12 +214,16 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _write_events(epoch: Epoch, folder: Path) -> None:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RunError("TensorBoard's files need it: pip install tensorboard") from error
-    with SummaryWriter(str(folder)) as writer:
+    return SummaryWriter
+
+
+def _write_events(epoch: Epoch, folder: Path) -> None:
+    with _summary_writer()(str(folder)) as writer:
         for name, value in dataclasses.asdict(epoch).items():
             if name != "epoch":
                 writer.add_scalar(name, value, epoch.epoch)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from movinet_port.errors import MovinetPortError
 from movinet_port.files import whole_file
 from movinet_port.model import MoViNet
-from movinet_port.training.data import Batches, VideoClips, seed_for
+from movinet_port.training.data import Batches, DataError, VideoClips, seed_for
 from movinet_port.training.distributed import Process, distribute
 from movinet_port.training.freeze import set_training_mode
 
@@ -74,7 +74,10 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """A line of the log: mean losses, accuracies from 0 to 1."""
+    """A line of the log: the last learning rate, mean losses, accuracies from 0 to 1.
+
+    Without videos to validate on, what is measured on them is not a number.
+    """
 
     epoch: int
     learning_rate: float
@@ -142,9 +145,9 @@ class Trainer:
         """Train the epochs that are left, and yield the line of the log after each."""
         for number in range(len(self.history) + 1, self.schedule.epochs + 1):
             start = time.perf_counter()
-            rate = self.schedule.rate((number - 1) / self.schedule.epochs)
             train = self._train_epoch(number)
             val = self.evaluate(self._val_loader)
+            rate = self._optimizer.param_groups[0]["lr"]
             self.history.append(
                 Epoch(number, rate, *train, *val, round(time.perf_counter() - start, 3))
             )
@@ -159,7 +162,7 @@ class Trainer:
         set_training_mode(self.model, freeze_norms=schedule.freeze_norms)
         steps = len(self._batches)
         loss = right = count = 0.0
-        for step, (videos, targets) in enumerate(self._loader):
+        for step, (videos, targets) in enumerate(_read(self._loader)):
             done = (number - 1 + (step + 1) / steps) / schedule.epochs
             rate = schedule.rate(done - 0.5 / steps / schedule.epochs)
             for group in self._optimizer.param_groups:
@@ -203,7 +206,7 @@ class Trainer:
         """Return the mean loss and the accuracy; of a stream, those after the last clip."""
         self.model.eval()
         loss = right = count = 0.0
-        for videos, targets in loader:
+        for videos, targets in _read(loader):
             videos, targets = self._moved(videos), self._moved(targets)
             for clip in self._clips(videos):
                 with self._autocast():
@@ -213,7 +216,7 @@ class Trainer:
             right += (logits.argmax(dim=1) == targets).sum().item()
             count += len(targets)
         loss, right, count = self.process.sum(loss, right, count)
-        return loss / max(count, 1), right / max(count, 1)
+        return (loss / count, right / count) if count else (math.nan, math.nan)
 
     def _clips(self, videos: Tensor) -> tuple[Tensor, ...]:
         frames = self.schedule.clip_frames
@@ -294,6 +297,17 @@ class Trainer:
             "classes": self.model.spec.num_classes,
             "parameters that learn": len(learns),
         }
+
+
+def _read(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    try:
+        yield from loader
+    except MovinetPortError as error:
+        # A reading process hands its whole traceback over as the message.
+        line = str(error).strip().splitlines()[-1]
+        if str(error).startswith("Caught "):
+            line = line.partition(": ")[2]
+        raise DataError(line) from error
 
 
 def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

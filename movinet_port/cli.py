@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
+from movinet_port.commands.completion import completion
+from movinet_port.commands.demo import demo
+from movinet_port.commands.examples import add_examples
+from movinet_port.commands.finetune import finetune
 from movinet_port.commands.predict import predict
 from movinet_port.errors import MovinetPortError, nearest, one_line, printable
 from movinet_port.files import whole_file
@@ -42,7 +47,7 @@ class _Group(click.Group):
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             see = f"; see '{context.command_path} --help'" if context else ""
-            _fail(f"{error.format_message().rstrip('.')}{see}", USER_ERROR)
+            _fail(f"{error.format_message().rstrip('.')}{_nearest_choice(error)}{see}", USER_ERROR)
         except OSError as error:
             # Files have their own errors: what is left, and has no name, is standard output.
             where = error.filename or "standard output"
@@ -50,7 +55,7 @@ class _Group(click.Group):
         sys.exit(code)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:
+        if not args and not ctx.resilient_parsing:  # as a shell asks for completions
             click.echo(ctx.get_help(), err=True)
             ctx.exit(USER_ERROR)
         return super().parse_args(ctx, args)
@@ -74,6 +79,15 @@ class _Group(click.Group):
         except click.UsageError as error:
             help_text = nearest(args[0], self.list_commands(ctx))
             raise click.UsageError(f"{error.message.rstrip('.')}{help_text}", ctx) from error
+
+
+def _nearest_choice(error: click.ClickException) -> str:
+    """Return a hint if a value was given that is none of an option's choices."""
+    kind = getattr(getattr(error, "param", None), "type", None)
+    given = re.search("'(.*)' is not one of", error.message)
+    if given is None or not isinstance(kind, click.Choice):
+        return ""
+    return nearest(given[1], [str(choice) for choice in kind.choices])
 
 
 def _fail(error: Exception | str, code: int) -> NoReturn:
@@ -381,6 +395,10 @@ def list_published(files: bool) -> None:
 
 main.add_command(parity)
 main.add_command(predict)
+main.add_command(finetune)
+main.add_command(demo)
+main.add_command(completion)
+add_examples(main)
 
 
 if __name__ == "__main__":

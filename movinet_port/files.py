@@ -69,3 +69,8 @@ def _cannot_write(target: Path, error: OSError) -> MovinetPortError:
         f"cannot write {target}: {reason}; choose a folder that exists, "
         f"is writable and has room, with -o"
     )
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is fetched or converted once: ``MOVINET_PORT_CACHE``."""
+    return Path(os.environ.get("MOVINET_PORT_CACHE") or Path.home() / ".cache" / "movinet-port")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from movinet_port.errors import MovinetPortError
-from movinet_port.files import whole_file
+from movinet_port.files import cache_folder, whole_file
 
 # Seconds that a server may stay silent, and the most that names can need.
 _TIMEOUT = 30.0
@@ -71,7 +71,7 @@ def find_labels(source: str, num_classes: int) -> tuple[str, ...]:
 
 
 def _fetched(url: str, num_classes: int) -> tuple[str, ...]:
-    folder = Path(os.environ.get("MOVINET_PORT_CACHE") or Path.home() / ".cache" / "movinet-port")
+    folder = cache_folder()
     name = re.sub(r"[^\w.-]", "_", url.rsplit("/", 1)[-1])[-60:]
     kept = folder / "labels" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     if kept.is_file():

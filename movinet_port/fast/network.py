@@ -51,8 +51,17 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 # From here on oneDNN's matrix product, which applies bias and activation on the way, is faster than
 # MKL's, which costs less per call.
 MANY_ROWS = 2000
+# And so it is for weights that come from memory and not from a cache.
+MANY_WEIGHTS = 400_000
 # From this depth on, its product that adds to another matrix is.
 MANY_COLUMNS = 128
+
+DENSE = ("stem", "block0_layer0")
+VECTOR_SUM = True
+GATE_ACT = True
+
+# The most that a piece of a clip's expanded frames takes.
+CACHED_BYTES = 2 << 20
 
 # What oneDNN calls the activations that it computes together with a convolution.
 _FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}
@@ -69,8 +78,15 @@ class Pass:
     """
 
     def __init__(
-        self, batch: int, frames: int, state: Held | None, dtype: torch.dtype, tap: Tap | None
+        self,
+        batch: int,
+        frames: int,
+        state: Held | None,
+        dtype: torch.dtype,
+        tap: Tap | None = None,
+        traced: bool = False,
     ) -> None:
+        self.traced = traced
         self.batch = batch
         self.frames = frames
         self.state = state
@@ -144,13 +160,18 @@ class Pointwise(Part):
         assert weight is not None
         self.weight = weight
         self.matrix = weight.t()
+        self.large = weight.numel() >= MANY_WEIGHTS
         self.constant = self._buffers["bias"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a new tensor, (rows, out channels), of (rows, in channels)."""
-        if self.constant is None:
+        if VECTOR_SUM and x.shape[0] == 1 and torch.compiler.is_compiling():
+            y = (x * self.weight).sum(1)[None]
+            if self.constant is not None:
+                y = y + self.constant
+        elif self.constant is None:
             y = torch.mm(x, self.matrix)
-        elif x.shape[0] >= MANY_ROWS and fuses(x):
+        elif (x.shape[0] >= MANY_ROWS or self.large) and fuses(x):
             linear = torch.ops.mkldnn._linear_pointwise
             y = linear(x, self.weight, self.constant, self.fused, [], "")
             if self.fused != "none":
@@ -195,6 +216,7 @@ class StreamConv(Part):
         spatial, temporal = self._buffers["spatial"], self._buffers["temporal"]
         assert spatial is not None
         self.kernels = spatial.unbind(0)
+        self.spatial_out = spatial.shape[1]
         self.constant = self._buffers["bias"]
         self.temporal_taps = () if temporal is None else temporal.unbind(0)
         self.temporal_constant = self._buffers["temporal_bias"]
@@ -213,8 +235,60 @@ class StreamConv(Part):
         x = self._spatial([(x, 0)], run)
         if run.tap is not None:
             x = run.see(f"{self.name}.activation", x)
+        return self.over_time(x, run)
+
+    def over_time(self, x: Tensor, run: Pass) -> Tensor:
+        """Return the split-off temporal convolution's activations; all else as in `forward`."""
         x = self.activation(self._temporal(self._windows(x, run), run))
         return x if run.tap is None else run.see(f"{self.name}.temporal_activation", x)
+
+    def in_pieces(
+        self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Expand and convolve a whole clip, so many frames at a time that they stay in a cache.
+
+        Args:
+            x: (frames * batch, height, width, channels), before the expansion.
+            expand: the expansion of (rows, channels).
+            run: the pass.
+            size: frames in a piece.
+
+        Returns:
+            The activations of the clip, and their means over space, (frames * batch, channels).
+        """
+        batch, frames = run.batch, run.frames
+        before = 0 if self.splits else same_padding(frames, self.taps, 1)[0]
+        taps = 1 if self.splits else self.taps
+        kernels, packed, padding = self.layout(x)
+        height, width = (-(-n // s) for n, s in zip(x.shape[1:3], self.stride, strict=True))
+        y = x.new_empty(frames * batch, height, width, self.spatial_out)
+        means = []
+        started = finished = 0
+        for first in range(0, frames, size):
+            last = min(first + size, frames)
+            piece = x[first * batch : last * batch]
+            hidden = expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
+            # The frames that see a frame of this piece, and those that see none after it.
+            reach = min(last + before, frames)
+            y[started * batch : reach * batch] = self.constant
+            started = reach
+            for tap in range(taps):
+                shift = tap - before
+                start, stop = max(first - shift, 0), min(last - shift, frames)
+                if start < stop:
+                    self._accumulate(
+                        y[start * batch : stop * batch],
+                        hidden[(start + shift - first) * batch : (stop + shift - first) * batch],
+                        kernels[tap],
+                        packed,
+                        padding,
+                    )
+            complete = frames if last == frames else last - (taps - 1 - before)
+            if complete > finished:
+                done = self.activation(y[finished * batch : complete * batch])
+                means.append(done.flatten(1, 2).mean(1, dtype=run.dtype))
+                finished = complete
+        return y, torch.cat(means)
 
     def _windows(self, x: Tensor, run: Pass) -> list[tuple[Tensor, int]]:
         """Return for each temporal tap the frames it reads, and the first frame it reads them for.
@@ -252,13 +326,11 @@ class StreamConv(Part):
 
     def _spatial(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
         """Return the activation of what all taps add up to."""
+        if run.traced:
+            return self._traced(windows)
         full = self._full(windows, run)
         x = windows[full][0]
-        size = x.shape[1], x.shape[2]
-        layout = self.layouts.get(size)
-        if layout is None:
-            layout = self.layouts[size] = self._layout(*size)
-        kernels, packed, padding = layout
+        kernels, packed, padding = self.layout(x)
         stride, groups, alone = self.stride, self.groups, len(windows) == 1
         planes = x.permute(0, 3, 1, 2)
         if packed:
@@ -277,34 +349,69 @@ class StreamConv(Part):
             )
         else:
             y = F.conv2d(planes, kernels[full], self.constant, stride, padding, 1, groups)
+        y = y.permute(0, 2, 3, 1).contiguous()
         for tap, (x, first) in enumerate(windows):
             if tap == full or not x.shape[0]:
                 continue
-            part, planes, kernel = (
-                y[first : first + x.shape[0]],
-                x.permute(0, 3, 1, 2),
-                kernels[tap],
-            )
-            if packed:
-                torch.ops.mkldnn._convolution_pointwise_(
-                    part,
-                    planes,
-                    kernel,
-                    None,
-                    padding,
-                    stride,
-                    (1, 1),
-                    groups,
-                    "add",
-                    1.0,
-                    None,
-                    [],
-                    None,
-                )
-            else:
-                part += F.conv2d(planes, kernel, None, stride, padding, 1, groups)
-        y = y.permute(0, 2, 3, 1).contiguous()
+            part, kernel = y[first : first + x.shape[0]], kernels[tap]
+            self._accumulate(part, x, kernel, packed, padding)
         return y if packed and alone and self.fused != "none" else self.activation(y)
+
+    def _accumulate(
+        self, y: Tensor, x: Tensor, kernel: Tensor, packed: bool, padding: tuple[int, int]
+    ) -> None:
+        """Add to `y` the frames `x`, convolved."""
+        planes, sums = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
+        if packed:
+            torch.ops.mkldnn._convolution_pointwise_(
+                sums,
+                planes,
+                kernel,
+                None,
+                padding,
+                self.stride,
+                (1, 1),
+                self.groups,
+                "add",
+                1.0,
+                None,
+                [],
+                None,
+            )
+        else:
+            sums += F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
+
+    def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
+        """Compute `_spatial` so that a compiler can fuse it with what is around it."""
+        (top, bottom), (left, right) = self._pads(*windows[0][0].shape[1:3])
+        total: Tensor | None = self.constant
+        assert total is not None
+        for (x, _), kernel in zip(windows, self.kernels, strict=True):
+            if self.key in DENSE:
+                planes = F.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
+                kernel = kernel.contiguous(memory_format=torch.channels_last)
+                y = F.conv2d(planes, kernel, None, self.stride, 0, 1, self.groups)
+                total = y.permute(0, 2, 3, 1) + total
+                continue
+            padded = F.pad(x, (0, 0, left, right, top, bottom))
+            height = (padded.shape[1] - self.kernel[0]) // self.stride[0] + 1
+            width = (padded.shape[2] - self.kernel[1]) // self.stride[1] + 1
+            for row in range(self.kernel[0]):
+                for column in range(self.kernel[1]):
+                    rows = slice(row, row + (height - 1) * self.stride[0] + 1, self.stride[0])
+                    columns = slice(
+                        column, column + (width - 1) * self.stride[1] + 1, self.stride[1]
+                    )
+                    total = total + padded[:, rows, columns] * kernel[:, 0, row, column]
+        return self.activation(total)
+
+    def layout(self, x: Tensor) -> _Spatial:
+        """Return how to convolve (frames * batch, height, width, channels)."""
+        size = x.shape[1], x.shape[2]
+        layout = self.layouts.get(size)
+        if layout is None:
+            layout = self.layouts[size] = self._layout(*size)
+        return layout
 
     def _layout(self, height: int, width: int) -> _Spatial:
         """Return how to convolve frames of this size."""
@@ -393,16 +500,19 @@ class Gate(Part):
         self.scale = self._buffers["encoding"]
         self.matrices = (self.reduce.forward, self.expand.forward)
 
-    def forward(self, x: Tensor, run: Pass) -> Tensor:
+    def forward(self, x: Tensor, run: Pass, means: Tensor | None = None) -> Tensor:
         """Return the gates: (frames * batch, channels), or (batch, channels) for all frames.
 
         Args:
             x: (frames * batch * height * width, channels).
             run: the pass.
+            means: over space, (frames * batch, channels), if they are known.
         """
         frames = run.frames * run.batch
         dtype = run.dtype
-        if frames == 1:
+        if means is not None:
+            pass
+        elif frames == 1:
             means = x.mean(0, True, dtype=dtype)
         else:
             means = x.view(frames, -1, x.shape[1]).mean(1, dtype=dtype)
@@ -486,10 +596,17 @@ class Layer(Part):
         """
         expand, depthwise, gate_of, skip = self.steps
         rows = x.view(-1, x.shape[3])
-        hidden = expand(rows).view(*x.shape[:3], -1)
-        if run.tap is not None:
-            hidden = run.see(f"{self.name}.expansion.activation", hidden)
-        hidden = depthwise(hidden, run)
+        means: Tensor | None = None
+        pieces = self._pieces(x, run)
+        if pieces < run.frames:
+            hidden, means = self.depthwise.in_pieces(x, expand, run, pieces)
+            if self.depthwise.splits:
+                hidden, means = self.depthwise.over_time(hidden, run), None
+        else:
+            hidden = expand(rows).view(*x.shape[:3], -1)
+            if run.tap is not None:
+                hidden = run.see(f"{self.name}.expansion.activation", hidden)
+            hidden = depthwise(hidden, run)
         shape = hidden.shape
         hidden = hidden.view(-1, shape[3])
         if skip is not None:
@@ -502,8 +619,10 @@ class Layer(Part):
         weight = self.matrix
         assert weight is not None
         if gate_of is not None:
-            gate = gate_of(hidden, run)
-            if gate.shape[0] == 1:
+            gate = gate_of(hidden, run, means)
+            if run.traced and GATE_ACT:
+                hidden = hidden * gate
+            elif gate.shape[0] == 1:
                 # One gate for all there is: the matrix is smaller than the activations.
                 weight = weight * gate
             else:
@@ -516,9 +635,23 @@ class Layer(Part):
         if rows.shape[0] >= MANY_ROWS and weight.shape[1] >= MANY_COLUMNS and fuses(rows):
             y = torch.ops.mkldnn._linear_pointwise.binary(hidden, rows, weight, None, "add")
         else:
-            y = rows.addmm_(hidden, weight.t())
+            y = (
+                torch.mm(hidden, weight.t()) + rows
+                if run.traced and GATE_ACT
+                else rows.addmm_(hidden, weight.t())
+            )
         y = y.view(*shape[:3], -1)
         return y if run.tap is None else run.see(self.name, y, self.offset)
+
+    def _pieces(self, x: Tensor, run: Pass) -> int:
+        """Return how many frames of a clip to take at once, all of them where it is small."""
+        if run.frames == 1 or run.tap is not None or run.traced:
+            return run.frames
+        if self.depthwise.causal and not self.depthwise.splits and self.depthwise.taps > 1:
+            return run.frames
+        pixels = x.shape[1] * x.shape[2] * run.batch
+        frame = pixels * self.expansion.matrix.shape[1] * x.element_size()
+        return max(1, CACHED_BYTES // frame)
 
 
 def average_pool(x: Tensor) -> Tensor:
@@ -638,7 +771,6 @@ class FastMoViNet(Part):
         assert held is not None
         return logits.clone(), held.public()
 
-    @torch.inference_mode()
     def run(
         self, video: Tensor, state: Held | None, tap: Tap | None = None
     ) -> tuple[Tensor, Held | None]:
@@ -651,9 +783,16 @@ class FastMoViNet(Part):
             state: `movinet_port.fast.state.hold` makes one; None for a base network.
             tap: shown every activation that the algebra leaves, see `Tap`.
         """
+        with torch.inference_mode():
+            return self.compute(video, state, tap)
+
+    def compute(
+        self, video: Tensor, state: Held | None, tap: Tap | None = None, traced: bool = False
+    ) -> tuple[Tensor, Held | None]:
+        """Compute `run`; if `traced`, with operations that a compiler makes the most of."""
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
-        run = Pass(video.shape[0], video.shape[2], state, wide, tap)
+        run = Pass(video.shape[0], video.shape[2], state, wide, tap, traced)
         self._encode_positions(run, video.dtype)
         # A view for one frame, and for one video.
         x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)

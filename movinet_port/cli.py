@@ -18,6 +18,7 @@ from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
+from movinet_port.commands.compile import compile_command
 from movinet_port.errors import MovinetPortError, nearest
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
@@ -394,6 +395,7 @@ def list_published(files: bool) -> None:
 
 
 main.add_command(parity)
+main.add_command(compile_command)
 
 
 if __name__ == "__main__":

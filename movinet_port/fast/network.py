@@ -56,9 +56,9 @@ MANY_WEIGHTS = 400_000
 # From this depth on, its product that adds to another matrix is.
 MANY_COLUMNS = 128
 
+# For a compiler, large images are better convolved by oneDNN, small ones as sums of slices, which
+# it fuses with the activations around them.
 DENSE = ("stem", "block0_layer0")
-VECTOR_SUM = True
-GATE_ACT = True
 
 # The most that a piece of a clip's expanded frames takes.
 CACHED_BYTES = 2 << 20
@@ -84,9 +84,8 @@ class Pass:
         state: Held | None,
         dtype: torch.dtype,
         tap: Tap | None = None,
-        traced: bool = False,
     ) -> None:
-        self.traced = traced
+        self.traced = torch.compiler.is_compiling()
         self.batch = batch
         self.frames = frames
         self.state = state
@@ -165,10 +164,10 @@ class Pointwise(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a new tensor, (rows, out channels), of (rows, in channels)."""
-        if VECTOR_SUM and x.shape[0] == 1 and torch.compiler.is_compiling():
+        if x.shape[0] == 1 and torch.compiler.is_compiling():
+            # One vector: a compiler fuses the sum with what is around it.
             y = (x * self.weight).sum(1)[None]
-            if self.constant is not None:
-                y = y + self.constant
+            y = y if self.constant is None else y + self.constant
         elif self.constant is None:
             y = torch.mm(x, self.matrix)
         elif (x.shape[0] >= MANY_ROWS or self.large) and fuses(x):
@@ -212,7 +211,7 @@ class StreamConv(Part):
         self.prepare()
 
     def prepare(self) -> None:
-        """Take the taps apart, and have oneDNN lay the spatial ones out."""
+        """Take the taps apart."""
         spatial, temporal = self._buffers["spatial"], self._buffers["temporal"]
         assert spatial is not None
         self.kernels = spatial.unbind(0)
@@ -259,6 +258,7 @@ class StreamConv(Part):
         batch, frames = run.batch, run.frames
         before = 0 if self.splits else same_padding(frames, self.taps, 1)[0]
         taps = 1 if self.splits else self.taps
+        assert self.constant is not None
         kernels, packed, padding = self.layout(x)
         height, width = (-(-n // s) for n, s in zip(x.shape[1:3], self.stride, strict=True))
         y = x.new_empty(frames * batch, height, width, self.spatial_out)
@@ -270,7 +270,7 @@ class StreamConv(Part):
             hidden = expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
             # The frames that see a frame of this piece, and those that see none after it.
             reach = min(last + before, frames)
-            y[started * batch : reach * batch] = self.constant
+            y[started * batch : reach * batch].copy_(self.constant)
             started = reach
             for tap in range(taps):
                 shift = tap - before
@@ -312,8 +312,8 @@ class StreamConv(Part):
             return [(joined[tap * batch : (tap + run.frames) * batch], 0) for tap in range(taps)]
         before, _ = same_padding(run.frames, taps, 1)
         windows = []
-        for tap in range(taps):
-            shift = tap - before
+        for number in range(taps):
+            shift = number - before
             first, last = max(0, -shift), min(run.frames, run.frames - shift)
             part = x[(first + shift) * batch : max(last + shift, first + shift) * batch]
             windows.append((part, first * batch))
@@ -569,6 +569,8 @@ class Layer(Part):
         self.gate = None if folded.gate is None else Gate(name, folded.gate, spec)
         self.skip = None if folded.skip is None else Pointwise(Matrix(folded.skip))
         self.pools = folded.depthwise.stride != (1, 1)
+        self.offset: Tensor
+        self.offset_before: Tensor
         # Nothing is computed with the offsets: they say what the true values are.
         self.store(
             projection=folded.projection.contiguous(),
@@ -620,7 +622,7 @@ class Layer(Part):
         assert weight is not None
         if gate_of is not None:
             gate = gate_of(hidden, run, means)
-            if run.traced and GATE_ACT:
+            if run.traced and gate.shape[0] == 1:
                 hidden = hidden * gate
             elif gate.shape[0] == 1:
                 # One gate for all there is: the matrix is smaller than the activations.
@@ -629,17 +631,12 @@ class Layer(Part):
                 # (frames or 1, batch, pixels, channels)
                 apart = hidden.view(-1, gate.shape[0], shape[1] * shape[2], shape[3])
                 apart.mul_(gate[:, None, :])
-                if run.tap is not None:
-                    name = f"{self.name}.squeeze_excitation"
-                    hidden = run.see(name, hidden.view(shape)).view(-1, shape[3])
-        if rows.shape[0] >= MANY_ROWS and weight.shape[1] >= MANY_COLUMNS and fuses(rows):
+        if run.traced:
+            y = torch.mm(hidden, weight.t()) + rows
+        elif rows.shape[0] >= MANY_ROWS and weight.shape[1] >= MANY_COLUMNS and fuses(rows):
             y = torch.ops.mkldnn._linear_pointwise.binary(hidden, rows, weight, None, "add")
         else:
-            y = (
-                torch.mm(hidden, weight.t()) + rows
-                if run.traced and GATE_ACT
-                else rows.addmm_(hidden, weight.t())
-            )
+            y = rows.addmm_(hidden, weight.t())
         y = y.view(*shape[:3], -1)
         return y if run.tap is None else run.see(self.name, y, self.offset)
 
@@ -662,47 +659,55 @@ def average_pool(x: Tensor) -> Tensor:
     return y.permute(0, 2, 3, 1).contiguous()
 
 
-class FastMoViNet(Part):
-    """A MoViNet for inference: the outputs of the readable network, rounded otherwise.
+class InferenceNetwork(nn.Module):
+    """What every optimised network offers: the call signature of `MoViNet`, without gradients.
 
-    Made by `movinet_port.optimize`. It takes any batch, size and number of frames, and has no
-    gradients: its tensors are buffers, folded from the readable network's parameters as
-    ``model.eval()`` uses them.
+    A subclass computes, in `run`; the rest is the same for all of them.
 
     Attributes:
         spec: the architecture.
         labels: the classes' names, or None.
-        layer_names: the bottlenecks.
     """
 
-    def __init__(self, folded: Folded, labels: tuple[str, ...] | None = None) -> None:
+    spec: ModelSpec
+    labels: tuple[str, ...] | None
+
+    def __init__(self, spec: ModelSpec, labels: tuple[str, ...] | None) -> None:
         super().__init__()
-        spec = self.spec = folded.spec
+        self.spec = spec
         self.labels = labels
-        self.layer_names = tuple(folded.layers)
-        self.stem = StreamConv("stem", "stem", folded.stem, spec)
-        offset = torch.zeros_like(folded.stem.bias)
-        for name, layer in folded.layers.items():
-            self.add_module(name, Layer(name, layer, offset, spec))
-            offset = layer.offset
-        self.head = Pointwise(folded.head, spec.activation)
-        self.hidden = Pointwise(folded.hidden, spec.classifier_activation)
-        self.output = Pointwise(folded.output)
-        self.prepare()
-        self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
         self._held: Held | None = None
         self._stream_shape: tuple[int, int, int] | None = None
-        self.eval()
-
-    def prepare(self) -> None:
-        """Reach for the layers."""
-        self.steps = [getattr(self, name).forward for name in self.layer_names]
-        self.weight = self.output.weight
 
     @property
     def dtype(self) -> torch.dtype:
         """The type it computes in."""
-        return self.weight.dtype
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu")
+
+    def run(self, video: Tensor, state: Held | None) -> tuple[Tensor, Held | None]:
+        """Return logits and the state after the clip, in the optimised networks' own form.
+
+        Nothing is kept and nothing is checked; `state` is not changed. What is returned may be an
+        inference tensor, which takes no part in gradients.
+
+        Args:
+            video: (batch, 3, frames, height, width).
+            state: `movinet_port.fast.state.hold` makes one; None for a base network.
+        """
+        raise NotImplementedError
+
+    def check(self, video: Tensor) -> tuple[int, int, int]:
+        """Return (batch, height, width) of a clip that this network can take.
+
+        Raises:
+            StateError: it cannot.
+        """
+        return check_video(video)
 
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
@@ -717,10 +722,9 @@ class FastMoViNet(Part):
         Raises:
             StateError: the batch or the frame size is another than that of the clip before.
         """
+        shape = self.check(video)
         if not self.spec.causal:
-            check_video(video)
             return self.run(video, None)[0].clone()
-        shape = check_video(video)
         held = self._held
         if held is None:
             held = hold(self.init_state(*shape))
@@ -740,7 +744,7 @@ class FastMoViNet(Part):
 
     def init_state(self, batch: int, height: int, width: int) -> State:
         """Return the state before the first frame, as `MoViNet.init_state` does."""
-        return init_state(self.spec, batch, height, width, self.weight.dtype, self.weight.device)
+        return init_state(self.spec, batch, height, width, self.dtype, self.device)
 
     def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Return the shape, without the batch, of every state, as `MoViNet.state_shapes` does."""
@@ -766,10 +770,68 @@ class FastMoViNet(Part):
         """
         if not self.spec.causal:
             self.init_state(1, 1, 1)  # raises, with the reason
+        self.check(video)
         check_state(self.spec, video, state)
-        logits, held = self.run(video, hold(state))
+        logits, held = self.run(video, hold(state, self.dtype))
         assert held is not None
         return logits.clone(), held.public()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InferenceNetwork:
+        super()._apply(fn, recurse)
+        self._held = None if self._held is None else self._held.apply(fn)
+        return self
+
+
+class FastMoViNet(InferenceNetwork):
+    """A MoViNet for inference: the outputs of the readable network, rounded otherwise.
+
+    Made by `movinet_port.optimize`. It takes any batch, size and number of frames, and has no
+    gradients: its tensors are buffers, folded from the readable network's parameters as
+    ``model.eval()`` uses them.
+
+    Attributes:
+        spec: the architecture.
+        labels: the classes' names, or None.
+        layer_names: the bottlenecks.
+    """
+
+    def __init__(self, folded: Folded, labels: tuple[str, ...] | None = None) -> None:
+        super().__init__(folded.spec, labels)
+        spec = folded.spec
+        self.layer_names = tuple(folded.layers)
+        self.stem = StreamConv("stem", "stem", folded.stem, spec)
+        offset = torch.zeros_like(folded.stem.bias)
+        for name, layer in folded.layers.items():
+            self.add_module(name, Layer(name, layer, offset, spec))
+            offset = layer.offset
+        self.head = Pointwise(folded.head, spec.activation)
+        self.hidden = Pointwise(folded.hidden, spec.classifier_activation)
+        self.output = Pointwise(folded.output)
+        self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
+        self.prepare()
+        self.eval()
+
+    def prepare(self) -> None:
+        """Reach for the layers."""
+        self._waves.clear()
+        self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
+        self.steps = [layer.forward for layer in self.bottlenecks]
+        self.weight = self.output.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
+        super()._apply(fn, recurse)
+        self.prepare()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.weight.device
 
     def run(
         self, video: Tensor, state: Held | None, tap: Tap | None = None
@@ -787,12 +849,12 @@ class FastMoViNet(Part):
             return self.compute(video, state, tap)
 
     def compute(
-        self, video: Tensor, state: Held | None, tap: Tap | None = None, traced: bool = False
+        self, video: Tensor, state: Held | None, tap: Tap | None = None
     ) -> tuple[Tensor, Held | None]:
-        """Compute `run`; if `traced`, with operations that a compiler makes the most of."""
+        """Compute `run`; for a compiler, with operations that it makes the most of."""
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
-        run = Pass(video.shape[0], video.shape[2], state, wide, tap, traced)
+        run = Pass(video.shape[0], video.shape[2], state, wide, tap)
         self._encode_positions(run, video.dtype)
         # A view for one frame, and for one video.
         x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
@@ -809,6 +871,32 @@ class FastMoViNet(Part):
         if state is None:
             return logits, None
         return logits, Held(run.new_frames, run.new_pools, state.count + run.frames)
+
+    def taps(self) -> list[str]:
+        """Return the activations that a `Tap` is shown, by the readable network's names."""
+
+        def of(conv: StreamConv) -> list[str]:
+            names = ["activation", "temporal_activation"]
+            return [f"{conv.name}.{name}" for name in names[: 1 + conv.splits]]
+
+        names = of(self.stem)
+        for layer in self.bottlenecks:
+            names.append(f"{layer.name}.expansion.activation")
+            names += of(layer.depthwise)
+            gate = layer.gate
+            if gate is not None:
+                there = {
+                    "spatial_pool": gate.spatial,
+                    "temporal_pool": gate.whole,
+                    "positional_encoding": gate.scale is not None,
+                    "reduce.activation": True,
+                    "expand.activation": True,
+                }
+                names += [f"{gate.name}.{name}" for name, is_there in there.items() if is_there]
+            if layer.skip is not None and layer.pools:
+                names.append(f"{layer.name}.skip.pool")
+            names.append(layer.name)
+        return [*names, "head.activation", "pool", "classifier.hidden.activation", "classifier"]
 
     def _pool(self, x: Tensor, run: Pass) -> Tensor:
         total = x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))
@@ -831,26 +919,21 @@ class FastMoViNet(Part):
         first = torch.arange(run.frames, device=count.device)[:, None] + count
         angle = first.flatten()[:, None].to(rates.dtype) * rates
         waves = torch.where(sines, angle.sin(), angle.cos())
-        names = self.layer_names
-        for name, wave in zip(names, waves.split(widths, 1), strict=True):
-            run.waves[name] = self.get_submodule(name).gate.scale * wave.to(dtype)
+        for layer, wave in zip(self.bottlenecks, waves.split(widths, 1), strict=True):
+            assert layer.gate is not None
+            assert layer.gate.scale is not None
+            run.waves[layer.name] = layer.gate.scale * wave.to(dtype)
 
     def _frequencies(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
-        device = self.weight.device
         rates: list[Tensor] = []
         sines: list[Tensor] = []
-        for name in self.layer_names:
-            channels = self.get_submodule(name).gate.reduce.matrix.shape[0]
-            index = torch.arange(channels, device=device)
+        for layer in self.bottlenecks:
+            assert layer.gate is not None
+            channels = layer.gate.reduce.weight.shape[1]
+            index = torch.arange(channels, device=self.device)
             # An angle's rounding is part of the definition: the readable network's own formula.
             power = (2 * (index // 2)).to(at_least_float32(dtype)) / channels
             rate = 1.0 / torch.pow(torch.as_tensor(10_000.0, dtype=power.dtype), power)
             rates.append(torch.cat([rate[0::2], rate[1::2]]))
             sines.append(index < (channels + 1) // 2)
         return torch.cat(rates), torch.cat(sines), [len(rate) for rate in rates]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
-        super()._apply(fn, recurse)
-        self._waves.clear()
-        self._held = None if self._held is None else self._held.apply(fn)
-        return self

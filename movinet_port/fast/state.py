@@ -64,16 +64,19 @@ class Held:
         return [*frames, *self.pools.values(), self.count]
 
 
-def hold(state: Mapping[str, Tensor] | Held) -> Held:
-    """Return a public state, of either network, in the optimised network's form."""
-    if isinstance(state, Held):
-        return state
+def hold(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Held:
+    """Return a public state, of either network, in the optimised network's form.
+
+    Args:
+        state: as `MoViNet.init_state` describes it.
+        dtype: of the frames; by default what they are.
+    """
     frames: dict[str, tuple[Tensor, ...]] = {}
     pools: dict[str, Tensor] = {}
     for key, value in state.items():
         name, _, kind = key.rpartition(".")
         if kind == STREAM_BUFFER:
-            frames[name] = value.permute(2, 0, 3, 4, 1).contiguous().unbind(0)
+            frames[name] = value.to(dtype).permute(2, 0, 3, 4, 1).contiguous().unbind(0)
         elif kind == POOL_BUFFER:
             pools[name] = value[:, :, 0, 0, 0]
     return Held(frames, pools, state[FRAME_COUNT])

@@ -8,6 +8,7 @@ from typing import Any
 
 from movinet_port.checkpoint import Checkpoint, load, load_checkpoint, save
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
+from movinet_port.fast import optimize
 from movinet_port.model import MoViNet, create_model
 from movinet_port.spec import BlockSpec, HeadSpec, ModelSpec, StemSpec
 from movinet_port.variants import get_spec, list_models
@@ -42,5 +43,6 @@ __all__ = [
     "list_models",
     "load",
     "load_checkpoint",
+    "optimize",
     "save",
 ]

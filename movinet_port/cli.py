@@ -19,6 +19,7 @@ from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
+from movinet_port.commands.compile import compile_command
 from movinet_port.commands.completion import completion
 from movinet_port.commands.demo import demo
 from movinet_port.commands.examples import add_examples
@@ -398,6 +399,7 @@ main.add_command(predict)
 main.add_command(finetune)
 main.add_command(demo)
 main.add_command(completion)
+main.add_command(compile_command)
 add_examples(main)
 
 

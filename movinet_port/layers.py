@@ -188,23 +188,6 @@ class StreamConvBlock(ConvBlock):
         """The convolution that looks at several frames."""
         return self.temporal_conv if self.splits else self.conv
 
-    def buffer_shape(self, height: int, width: int) -> tuple[int, int, int, int] | None:
-        """Return the stream buffer's (channels, frames, height, width), or None without one.
-
-        A buffer in front of a temporal convolution holds frames at the output resolution, one in
-        front of a 3-D convolution at the input resolution.
-
-        Args:
-            height, width: size of the block's input.
-        """
-        conv = self.stream_conv
-        if conv.frames_before == 0:
-            return None
-        if self.splits:
-            _, stride_h, stride_w = self.conv.stride
-            height, width = -(-height // stride_h), -(-width // stride_w)
-        return conv.in_channels, conv.frames_before, height, width
-
     def forward(  # type: ignore[override]  # a stream layer hands its buffer on
         self, x: Tensor, buffer: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -212,7 +195,9 @@ class StreamConvBlock(ConvBlock):
 
         Args:
             x: the clip.
-            buffer: (batch, *buffer_shape), the frames before the clip; None for black ones.
+            buffer: the frames before the clip, as `movinet_port.model.state_shapes` has them: at
+                the output resolution in front of a temporal convolution, at the input resolution
+                in front of a 3-D one. None for black ones.
         """
         if not self.splits:
             x, buffer = self._with_buffer(x, buffer)

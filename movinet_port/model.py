@@ -25,7 +25,7 @@ from movinet_port.layers import (
     StreamConvBlock,
     at_least_float32,
 )
-from movinet_port.spec import ModelSpec
+from movinet_port.spec import ModelSpec, Triple
 from movinet_port.variants import get_spec
 
 State = dict[str, Tensor]
@@ -120,7 +120,7 @@ class MoViNet(nn.Module):
         """
         if not self.spec.causal:
             return self._run(video, None)[0]
-        shape = _check_video(video)
+        shape = check_video(video)
         state = self._state
         if state is None:
             state = self.init_state(*shape)
@@ -156,43 +156,12 @@ class MoViNet(nn.Module):
         Raises:
             StateError: the network is not causal, so it has no state.
         """
-        if not self.spec.causal:
-            raise StateError(
-                f"{self.spec.name} base is no stream network and has no state; "
-                f"create it with mode='stream'"
-            )
         weight = self.stem.conv.weight
-        dtypes = {FRAME_COUNT: torch.int64, POOL_BUFFER: at_least_float32(weight.dtype)}
-        return {
-            name: torch.zeros(
-                (batch, *shape),
-                dtype=dtypes.get(name.rpartition(".")[2], weight.dtype),
-                device=weight.device,
-            )
-            for name, shape in self.state_shapes(height, width).items()
-        }
+        return init_state(self.spec, batch, height, width, weight.dtype, weight.device)
 
     def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Return the shape, without the batch, of every state for frames of the given size."""
-        shapes: dict[str, tuple[int, ...]] = {}
-
-        def visit(name: str, block: StreamConvBlock, h: int, w: int) -> tuple[int, int]:
-            shape = block.buffer_shape(h, w)
-            if shape is not None:
-                shapes[f"{name}.{STREAM_BUFFER}"] = shape
-            _, stride_h, stride_w = block.conv.stride
-            return -(-h // stride_h), -(-w // stride_w)
-
-        height, width = visit("stem", self.stem, height, width)
-        for name in self.layer_names:
-            layer = self._layer(name)
-            height, width = visit(name, layer.depthwise, height, width)
-            se = layer.squeeze_excitation
-            if se is not None and se.temporal_pool is not None:
-                shapes[f"{name}.{POOL_BUFFER}"] = (se.expand.conv.out_channels, 1, 1, 1)
-        shapes[f"head.{POOL_BUFFER}"] = (self.head.conv.out_channels, 1, 1, 1)
-        shapes[FRAME_COUNT] = ()
-        return shapes
+        return state_shapes(self.spec, height, width)
 
     def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
         """Return logits of the video up to and with this clip, and the state after it.
@@ -213,7 +182,7 @@ class MoViNet(nn.Module):
         if not self.spec.causal:
             self.init_state(1, 1, 1)  # raises, with the reason
         if not torch.compiler.is_compiling():
-            self._check_state(video, state)
+            check_state(self.spec, video, state)
         return self._run(video, state)
 
     def features(self, video: Tensor) -> dict[str, Tensor]:
@@ -227,7 +196,7 @@ class MoViNet(nn.Module):
             stage; "head": (batch, channels, 1, 1, 1), pooled.
         """
         endpoints: dict[str, Tensor] = {}
-        batch, height, width = _check_video(video)
+        batch, height, width = check_video(video)
         state = self.init_state(batch, height, width) if self.spec.causal else None
         self._run(video, state, endpoints.__setitem__)
         return endpoints
@@ -260,7 +229,7 @@ class MoViNet(nn.Module):
         state: Mapping[str, Tensor] | None,
         record: Callable[[str, Tensor], None] | None = None,
     ) -> tuple[Tensor, State]:
-        batch, _, _ = _check_video(video)
+        batch, _, _ = check_video(video)
         old: Mapping[str, Tensor] = state or {}
         new: State = {}
 
@@ -290,24 +259,6 @@ class MoViNet(nn.Module):
         emit("head", x)
         keep(FRAME_COUNT, count + video.shape[2])
         return self.classifier(x), new
-
-    def _check_state(self, video: Tensor, state: Mapping[str, Tensor]) -> None:
-        batch, height, width = _check_video(video)
-        shapes = self.state_shapes(height, width)
-        missing, unknown = shapes.keys() - state.keys(), state.keys() - shapes.keys()
-        if missing or unknown:
-            raise StateError(
-                f"the state is not one of {self.spec.name}: missing "
-                f"{', '.join(sorted(missing)) or 'none'}; unknown "
-                f"{', '.join(sorted(unknown)) or 'none'}; start with init_state()"
-            )
-        for name, shape in shapes.items():
-            if tuple(state[name].shape) != (batch, *shape):
-                raise StateError(
-                    f"state {name!r} has shape {tuple(state[name].shape)}, expected "
-                    f"{(batch, *shape)} for a batch of {batch} at {height} x {width}; "
-                    f"a new batch or frame size starts with a new init_state()"
-                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoViNet:
         # What .to(), .half(), .cuda() do to the parameters they do to the stream in flight too.
@@ -385,7 +336,93 @@ def _resolve_spec(
     return get_spec(name, "base" if causal is False else "stream", **changes)
 
 
-def _check_video(video: Tensor) -> tuple[int, int, int]:
+def state_shapes(spec: ModelSpec, height: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape, without the batch, of every state of a stream network.
+
+    Args:
+        spec: the architecture.
+        height, width: size of the frames, in pixels.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def visit(name: str, channels: tuple[int, int], kernel: Triple, strides: Triple) -> None:
+        nonlocal height, width
+        before = height, width
+        height, width = -(-height // strides[1]), -(-width // strides[2])
+        if kernel[0] > 1 and spec.causal:
+            # In front of the temporal convolution where it is split off, else of the 3-D one.
+            channel, size = (
+                (channels[1], (height, width))
+                if spec.splits_time
+                else (
+                    channels[0],
+                    before,
+                )
+            )
+            shapes[f"{name}.{STREAM_BUFFER}"] = (channel, kernel[0] - 1, *size)
+
+    visit("stem", (3, spec.stem.filters), spec.stem.kernel_size, spec.stem.strides)
+    for layer in spec.layers():
+        filters = layer.expand_filters
+        visit(layer.name, (filters, filters), layer.kernel_size, layer.strides)
+        if spec.se_type in ("3d", "2plus3d"):
+            shapes[f"{layer.name}.{POOL_BUFFER}"] = (filters, 1, 1, 1)
+    shapes[f"head.{POOL_BUFFER}"] = (spec.head.project_filters, 1, 1, 1)
+    shapes[FRAME_COUNT] = ()
+    return shapes
+
+
+def init_state(
+    spec: ModelSpec,
+    batch: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> State:
+    """Return the state before the first frame, as `MoViNet.init_state` describes it.
+
+    Raises:
+        StateError: the network is not causal, so it has no state.
+    """
+    if not spec.causal:
+        raise StateError(
+            f"{spec.name} base is no stream network and has no state; create it with mode='stream'"
+        )
+    dtypes = {FRAME_COUNT: torch.int64, POOL_BUFFER: at_least_float32(dtype)}
+    return {
+        name: torch.zeros(
+            (batch, *shape), dtype=dtypes.get(name.rpartition(".")[2], dtype), device=device
+        )
+        for name, shape in state_shapes(spec, height, width).items()
+    }
+
+
+def check_state(spec: ModelSpec, video: Tensor, state: Mapping[str, Tensor]) -> None:
+    """Check names and shapes of a public state.
+
+    Raises:
+        StateError: it is not one of this architecture for this batch and frame size.
+    """
+    batch, height, width = check_video(video)
+    shapes = state_shapes(spec, height, width)
+    missing, unknown = shapes.keys() - state.keys(), state.keys() - shapes.keys()
+    if missing or unknown:
+        raise StateError(
+            f"the state is not one of {spec.name}: missing "
+            f"{', '.join(sorted(missing)) or 'none'}; unknown "
+            f"{', '.join(sorted(unknown)) or 'none'}; start with init_state()"
+        )
+    for name, shape in shapes.items():
+        if tuple(state[name].shape) != (batch, *shape):
+            raise StateError(
+                f"state {name!r} has shape {tuple(state[name].shape)}, expected "
+                f"{(batch, *shape)} for a batch of {batch} at {height} x {width}; "
+                f"a new batch or frame size starts with a new init_state()"
+            )
+
+
+def check_video(video: Tensor) -> tuple[int, int, int]:
     """Return (batch, height, width)."""
     if video.ndim != 5 or video.shape[1] != 3:
         raise StateError(

@@ -1,0 +1,11 @@
+"""Fast inference: the readable network, folded.
+
+`optimize` turns a MoViNet into a network with the same call signature and the same outputs within
+rounding.
+"""
+
+from movinet_port.fast.network import FastMoViNet, InferenceNetwork
+from movinet_port.fast.optimize import LEVELS, optimize
+from movinet_port.fast.state import Held, hold
+
+__all__ = ["LEVELS", "FastMoViNet", "Held", "InferenceNetwork", "hold", "optimize"]

@@ -1,0 +1,134 @@
+"""The optimised network as a function of tensors alone, which a compiler can take.
+
+A stream's state goes in frame by frame (`Layout`) and only what is new comes out, so that a
+compiled frame copies no state: who calls moves the references on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from movinet_port.errors import StateError
+from movinet_port.fast.network import FastMoViNet, InferenceNetwork
+from movinet_port.fast.state import Held, Layout, hold
+from movinet_port.model import check_video, init_state
+from movinet_port.spec import ModelSpec
+
+# (video, *Held.flat()) -> (logits, *new frames, *pools, count)
+GraphFunction: TypeAlias = Callable[..., Sequence[Tensor]]
+
+
+def layout_of(spec: ModelSpec) -> Layout | None:
+    """Return the order of a network's state in its graph; None for a base network."""
+    if not spec.causal:
+        return None
+    # No data: any size will do.
+    meta = init_state(spec, 1, 32, 32, torch.float32, torch.device("meta"))
+    return Layout.of(hold(meta))
+
+
+class Graph(nn.Module):
+    """The optimised network as a function of tensors; see `GraphFunction`."""
+
+    def __init__(self, network: FastMoViNet) -> None:
+        super().__init__()
+        self.network = network
+        self.layout = layout_of(network.spec)
+
+    def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, the newest frames, the pools and the count."""
+        held = None if self.layout is None else self.layout.held(state)
+        logits, after = self.network.compute(video, held)
+        if after is None:
+            return (logits,)
+        new = [
+            frame
+            for frames in after.frames.values()
+            for frame in frames[-min(video.shape[2], len(frames)) :]
+        ]
+        return (logits, *new, *after.pools.values(), after.count)
+
+
+class GraphNetwork(InferenceNetwork):
+    """A network that is computed by a compiled `Graph`.
+
+    Args:
+        spec, labels: of the network.
+        function: the compiled graph.
+        dtype: of the frames that it takes.
+        shape: the one (batch, frames, height, width) that it takes; None for any.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        labels: tuple[str, ...] | None,
+        function: GraphFunction,
+        dtype: torch.dtype,
+        shape: tuple[int, int, int, int] | None = None,
+    ) -> None:
+        super().__init__(spec, labels)
+        self.shape = shape
+        self._function = function
+        self._dtype = dtype
+        self._layout = layout_of(spec)
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in."""
+        return self._dtype
+
+    def check(self, video: Tensor) -> tuple[int, int, int]:
+        """Return (batch, height, width) of a clip that this network can take.
+
+        Raises:
+            StateError: it has not the shape that the network was compiled for.
+        """
+        batch, height, width = check_video(video)
+        found = (batch, video.shape[2], height, width)
+        if self.shape is not None and found != self.shape:
+            raise StateError(
+                f"the clip is (batch, frames, height, width) = {found}, but this network was "
+                f"compiled for {self.shape}; compile it again for that shape, or use the eager "
+                f"level, which takes any"
+            )
+        return batch, height, width
+
+    def run(self, video: Tensor, state: Held | None) -> tuple[Tensor, Held | None]:
+        """Return logits and the state after the clip; see `InferenceNetwork.run`."""
+        video = video.to(self._dtype).contiguous()
+        with torch.no_grad():
+            if state is None:
+                return self._function(video)[0], None
+            results = self._function(video, *state.flat())
+        assert self._layout is not None
+        rest = iter(results)
+        logits = next(rest)
+        frames: dict[str, tuple[Tensor, ...]] = {}
+        for name, count in self._layout.frames:
+            new = tuple(next(rest) for _ in range(min(video.shape[2], count)))
+            frames[name] = (*state.frames[name], *new)[-count:]
+        pools = {name: next(rest) for name in self._layout.pools}
+        return logits, Held(frames, pools, next(rest))
+
+
+def compile_graph(network: FastMoViNet) -> GraphNetwork:
+    """Return the network compiled by `torch.compile`, once more for every shape that it meets."""
+    function = torch.compile(Graph(network), dynamic=False, options=dict(OPTIONS))
+    return GraphNetwork(network.spec, network.labels, function, network.dtype)
+
+
+# Of Inductor. Weights laid out ahead, and its own matrix products, with bias and activation in them:
+# PyTorch's single ones cost more to call than to compute. Written once, an activation is read by nine or more terms of a depthwise
+# convolution: computing it again for each of them costs more than keeping it.
+OPTIONS: dict[str, bool | int | str] = {
+    "freezing": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP",
+    "realize_reads_threshold": 0,
+}

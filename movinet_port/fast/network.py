@@ -1,0 +1,939 @@
+"""The inference network: a MoViNet folded, with channels together and frames in front.
+
+Between layers a clip is (frames * batch, height, width, channels), contiguous, so that a 1 x 1
+convolution is one matrix product and a frame is one piece of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from movinet_port.errors import StateError
+from movinet_port.fast.fold import Folded, FoldedConv, FoldedGate, FoldedLayer, Matrix
+from movinet_port.fast.state import Held, hold
+from movinet_port.layers import at_least_float32, legacy_padding, same_padding
+from movinet_port.model import (
+    State,
+    check_state,
+    check_video,
+    init_state,
+    state_shapes,
+)
+from movinet_port.spec import ModelSpec
+
+# Called with the canonical name of an activation and its value in the readable network's shape;
+# returns the value to go on with.
+Tap: TypeAlias = Callable[[str, Tensor], Tensor]
+
+
+def hard_swish(x: Tensor) -> Tensor:
+    """Apply hard-swish in place."""
+    return F.hardswish(x, inplace=True)
+
+
+def swish(x: Tensor) -> Tensor:
+    """Apply swish in place."""
+    return F.silu(x, inplace=True)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": swish,
+    "hard_swish": hard_swish,
+    "relu": torch.relu_,
+    "relu6": lambda x: x.clamp_(0.0, 6.0),
+}
+
+# From here on oneDNN's matrix product, which applies bias and activation on the way, is faster than
+# MKL's, which costs less per call.
+MANY_ROWS = 2000
+# And so it is for weights that come from memory and not from a cache.
+MANY_WEIGHTS = 400_000
+# From this depth on, its product that adds to another matrix is.
+MANY_COLUMNS = 128
+
+# For a compiler, large images are better convolved by oneDNN, small ones as sums of slices, which
+# it fuses with the activations around them.
+DENSE = ("stem", "block0_layer0")
+
+# The most that a piece of a clip's expanded frames takes.
+CACHED_BYTES = 2 << 20
+
+# What oneDNN calls the activations that it computes together with a convolution.
+_FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}
+
+
+class Pass:
+    """One run of the network: what all layers need to know of it, and what they leave behind.
+
+    Args:
+        batch, frames: of the clip.
+        state: of a stream, or None for a base network.
+        dtype: in which sums over a video are kept.
+        tap: see `Tap`; None for nobody watching.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        frames: int,
+        state: Held | None,
+        dtype: torch.dtype,
+        tap: Tap | None = None,
+    ) -> None:
+        self.traced = torch.compiler.is_compiling()
+        self.batch = batch
+        self.frames = frames
+        self.state = state
+        self.dtype = dtype
+        self.tap = tap
+        self.new_frames: dict[str, tuple[Tensor, ...]] = {}
+        self.new_pools: dict[str, Tensor] = {}
+        self.waves: dict[str, Tensor] = {}
+        if state is not None:
+            # (frames, batch, 1): one over the number of frames seen, after each frame.
+            seen = state.count
+            if frames == 1:
+                seen = (seen + 1)[None, :, None]
+            else:
+                steps = torch.arange(1, frames + 1, device=seen.device)
+                seen = (seen[None, :] + steps[:, None])[:, :, None]
+            self.part = seen.to(dtype).reciprocal()
+
+    def see(self, name: str, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Show an activation to who watches, (frames * batch, height, width, channels)."""
+        if self.tap is None:
+            return x
+        value = x if offset is None else x + offset
+        apart = value.unflatten(0, (-1, self.batch)).permute(1, 4, 0, 2, 3)
+        replaced = self.tap(name, apart)
+        if replaced is apart:
+            return x
+        x = replaced.permute(2, 0, 3, 4, 1).flatten(0, 1).contiguous()
+        return x if offset is None else x - offset
+
+    def see_vector(self, name: str, x: Tensor) -> Tensor:
+        """Show (frames * batch, channels), or (batch, channels)."""
+        if self.tap is None:
+            return x
+        return self.see(name, x[:, None, None, :])[:, 0, 0, :]
+
+
+class Part(nn.Module):
+    """A piece of the network whose tensors are buffers, and plain attributes to compute with.
+
+    Finding a buffer through `torch.nn.Module` takes as long as a small operation does.
+    """
+
+    def store(self, **tensors: Tensor | None) -> None:
+        """Keep tensors as buffers."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def prepare(self) -> None:
+        """Set the plain attributes, after construction and whenever the buffers were replaced."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Part:
+        super()._apply(fn, recurse)
+        self.prepare()
+        return self
+
+
+class Pointwise(Part):
+    """A 1 x 1 convolution, and the activation right behind it."""
+
+    def __init__(self, matrix: Matrix, activation: str | None = None) -> None:
+        super().__init__()
+        self.store(weight=matrix.weight.contiguous(), bias=matrix.bias)
+        self.activation = _ACTIVATIONS[activation] if activation else None
+        self.fused = _FUSED.get(activation or "", "none")
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Transpose the weight."""
+        weight = self._buffers["weight"]
+        assert weight is not None
+        self.weight = weight
+        self.matrix = weight.t()
+        self.large = weight.numel() >= MANY_WEIGHTS
+        self.constant = self._buffers["bias"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a new tensor, (rows, out channels), of (rows, in channels)."""
+        if x.shape[0] == 1 and torch.compiler.is_compiling():
+            # One vector: a compiler fuses the sum with what is around it.
+            y = (x * self.weight).sum(1)[None]
+            y = y if self.constant is None else y + self.constant
+        elif self.constant is None:
+            y = torch.mm(x, self.matrix)
+        elif (x.shape[0] >= MANY_ROWS or self.large) and fuses(x):
+            linear = torch.ops.mkldnn._linear_pointwise
+            y = linear(x, self.weight, self.constant, self.fused, [], "")
+            if self.fused != "none":
+                return y
+        else:
+            y = torch.addmm(self.constant, x, self.matrix)
+        return y if self.activation is None else self.activation(y)
+
+
+# Kernels for each tap, whether oneDNN has laid them out, equal padding of height and width.
+_Spatial: TypeAlias = tuple[list[Tensor], bool, tuple[int, int]]
+
+
+class StreamConv(Part):
+    """A convolution over space and, split off or not, over frames."""
+
+    def __init__(self, name: str, key: str, folded: FoldedConv, spec: ModelSpec) -> None:
+        super().__init__()
+        self.name = name  # of its taps
+        self.key = key  # of its held frames
+        self.stride = folded.stride
+        self.groups = folded.groups
+        self.kernel = folded.spatial.shape[3:]
+        self.causal = spec.causal
+        self.legacy = spec.causal_padding == "legacy"
+        self.activation = _ACTIVATIONS[spec.activation]
+        self.fused = _FUSED.get(spec.activation, "none")
+        self.splits = folded.temporal is not None
+        self.depthwise = folded.temporal is not None and folded.temporal.ndim == 2
+        taps = folded.spatial if folded.temporal is None else folded.temporal
+        self.taps = len(taps)
+        self.store(
+            spatial=folded.spatial.contiguous(),
+            bias=folded.bias,
+            temporal=None if folded.temporal is None else folded.temporal.contiguous(),
+            temporal_bias=folded.temporal_bias,
+        )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Take the taps apart."""
+        spatial, temporal = self._buffers["spatial"], self._buffers["temporal"]
+        assert spatial is not None
+        self.kernels = spatial.unbind(0)
+        self.spatial_out = spatial.shape[1]
+        self.constant = self._buffers["bias"]
+        self.temporal_taps = () if temporal is None else temporal.unbind(0)
+        self.temporal_constant = self._buffers["temporal_bias"]
+        self.layouts: dict[tuple[int, int], _Spatial] = {}
+
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        """Return the activations of the clip; the frames for the next one go to `run`.
+
+        Args:
+            x: (frames * batch, height, width, channels), and so is what is returned.
+            run: the pass.
+        """
+        if not self.splits:
+            x = self._spatial(self._windows(x, run), run)
+            return x if run.tap is None else run.see(f"{self.name}.activation", x)
+        x = self._spatial([(x, 0)], run)
+        if run.tap is not None:
+            x = run.see(f"{self.name}.activation", x)
+        return self.over_time(x, run)
+
+    def over_time(self, x: Tensor, run: Pass) -> Tensor:
+        """Return the split-off temporal convolution's activations; all else as in `forward`."""
+        x = self.activation(self._temporal(self._windows(x, run), run))
+        return x if run.tap is None else run.see(f"{self.name}.temporal_activation", x)
+
+    def in_pieces(
+        self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Expand and convolve a whole clip, so many frames at a time that they stay in a cache.
+
+        Args:
+            x: (frames * batch, height, width, channels), before the expansion.
+            expand: the expansion of (rows, channels).
+            run: the pass.
+            size: frames in a piece.
+
+        Returns:
+            The activations of the clip, and their means over space, (frames * batch, channels).
+        """
+        batch, frames = run.batch, run.frames
+        before = 0 if self.splits else same_padding(frames, self.taps, 1)[0]
+        taps = 1 if self.splits else self.taps
+        assert self.constant is not None
+        kernels, packed, padding = self.layout(x)
+        height, width = (-(-n // s) for n, s in zip(x.shape[1:3], self.stride, strict=True))
+        y = x.new_empty(frames * batch, height, width, self.spatial_out)
+        means = []
+        started = finished = 0
+        for first in range(0, frames, size):
+            last = min(first + size, frames)
+            piece = x[first * batch : last * batch]
+            hidden = expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
+            # The frames that see a frame of this piece, and those that see none after it.
+            reach = min(last + before, frames)
+            y[started * batch : reach * batch].copy_(self.constant)
+            started = reach
+            for tap in range(taps):
+                shift = tap - before
+                start, stop = max(first - shift, 0), min(last - shift, frames)
+                if start < stop:
+                    self._accumulate(
+                        y[start * batch : stop * batch],
+                        hidden[(start + shift - first) * batch : (stop + shift - first) * batch],
+                        kernels[tap],
+                        packed,
+                        padding,
+                    )
+            complete = frames if last == frames else last - (taps - 1 - before)
+            if complete > finished:
+                done = self.activation(y[finished * batch : complete * batch])
+                means.append(done.flatten(1, 2).mean(1, dtype=run.dtype))
+                finished = complete
+        return y, torch.cat(means)
+
+    def _windows(self, x: Tensor, run: Pass) -> list[tuple[Tensor, int]]:
+        """Return for each temporal tap the frames it reads, and the first frame it reads them for.
+
+        Frames outside the video are in no window, because they add nothing.
+        """
+        batch, taps = run.batch, self.taps
+        if taps == 1:
+            return [(x, 0)]
+        if self.causal:
+            assert run.state is not None
+            held = run.state.frames[self.key]
+            if run.frames == 1:
+                sequence = (*held, x)
+                run.new_frames[self.key] = sequence[1:]
+                return [(frame, 0) for frame in sequence]
+            joined = torch.cat([*held, x])
+            # Copies, because a view would keep the whole clip alive until the next one.
+            last = joined[-(taps - 1) * batch :].clone()
+            run.new_frames[self.key] = last.split(batch)
+            return [(joined[tap * batch : (tap + run.frames) * batch], 0) for tap in range(taps)]
+        before, _ = same_padding(run.frames, taps, 1)
+        windows = []
+        for number in range(taps):
+            shift = number - before
+            first, last = max(0, -shift), min(run.frames, run.frames - shift)
+            part = x[(first + shift) * batch : max(last + shift, first + shift) * batch]
+            windows.append((part, first * batch))
+        return windows
+
+    def _full(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> int:
+        """Return a tap that reads something for every frame."""
+        rows = run.frames * run.batch
+        return next(tap for tap, (x, _) in enumerate(windows) if x.shape[0] == rows)
+
+    def _spatial(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
+        """Return the activation of what all taps add up to."""
+        if run.traced:
+            return self._traced(windows)
+        full = self._full(windows, run)
+        x = windows[full][0]
+        kernels, packed, padding = self.layout(x)
+        stride, groups, alone = self.stride, self.groups, len(windows) == 1
+        planes = x.permute(0, 3, 1, 2)
+        if packed:
+            activation = self.fused if alone else "none"
+            y = torch.ops.mkldnn._convolution_pointwise(
+                planes,
+                kernels[full],
+                self.constant,
+                padding,
+                stride,
+                (1, 1),
+                groups,
+                activation,
+                [],
+                "",
+            )
+        else:
+            y = F.conv2d(planes, kernels[full], self.constant, stride, padding, 1, groups)
+        y = y.permute(0, 2, 3, 1).contiguous()
+        for tap, (x, first) in enumerate(windows):
+            if tap == full or not x.shape[0]:
+                continue
+            part, kernel = y[first : first + x.shape[0]], kernels[tap]
+            self._accumulate(part, x, kernel, packed, padding)
+        return y if packed and alone and self.fused != "none" else self.activation(y)
+
+    def _accumulate(
+        self, y: Tensor, x: Tensor, kernel: Tensor, packed: bool, padding: tuple[int, int]
+    ) -> None:
+        """Add to `y` the frames `x`, convolved."""
+        planes, sums = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
+        if packed:
+            torch.ops.mkldnn._convolution_pointwise_(
+                sums,
+                planes,
+                kernel,
+                None,
+                padding,
+                self.stride,
+                (1, 1),
+                self.groups,
+                "add",
+                1.0,
+                None,
+                [],
+                None,
+            )
+        else:
+            sums += F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
+
+    def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
+        """Compute `_spatial` so that a compiler can fuse it with what is around it."""
+        (top, bottom), (left, right) = self._pads(*windows[0][0].shape[1:3])
+        total: Tensor | None = self.constant
+        assert total is not None
+        for (x, _), kernel in zip(windows, self.kernels, strict=True):
+            if self.key in DENSE:
+                planes = F.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
+                kernel = kernel.contiguous(memory_format=torch.channels_last)
+                y = F.conv2d(planes, kernel, None, self.stride, 0, 1, self.groups)
+                total = y.permute(0, 2, 3, 1) + total
+                continue
+            padded = F.pad(x, (0, 0, left, right, top, bottom))
+            height = (padded.shape[1] - self.kernel[0]) // self.stride[0] + 1
+            width = (padded.shape[2] - self.kernel[1]) // self.stride[1] + 1
+            for row in range(self.kernel[0]):
+                for column in range(self.kernel[1]):
+                    rows = slice(row, row + (height - 1) * self.stride[0] + 1, self.stride[0])
+                    columns = slice(
+                        column, column + (width - 1) * self.stride[1] + 1, self.stride[1]
+                    )
+                    total = total + padded[:, rows, columns] * kernel[:, 0, row, column]
+        return self.activation(total)
+
+    def layout(self, x: Tensor) -> _Spatial:
+        """Return how to convolve (frames * batch, height, width, channels)."""
+        size = x.shape[1], x.shape[2]
+        layout = self.layouts.get(size)
+        if layout is None:
+            layout = self.layouts[size] = self._layout(*size)
+        return layout
+
+    def _layout(self, height: int, width: int) -> _Spatial:
+        """Return how to convolve frames of this size."""
+        (top, bottom), (left, right) = self._pads(height, width)
+        # Where SAME pads one cell more after than before, a zero in front of the kernel and equal
+        # padding do the same, without a padded copy of the input.
+        grow = bottom - top, right - left
+        kernels = [F.pad(kernel, (grow[1], 0, grow[0], 0)) for kernel in self.kernels]
+        packs = fuses(kernels[0])
+        if packs:
+            kernels = [_pack(kernel, self.stride, self.groups) for kernel in kernels]
+        return kernels, packs, (bottom, right)
+
+    def _pads(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        if self.legacy:
+            return legacy_padding(self.kernel[0]), legacy_padding(self.kernel[1])
+        return (
+            same_padding(height, self.kernel[0], self.stride[0]),
+            same_padding(width, self.kernel[1], self.stride[1]),
+        )
+
+    def _temporal(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
+        full = self._full(windows, run)
+        x = windows[full][0]
+        taps = self.temporal_taps
+        if self.depthwise:
+            assert self.temporal_constant is not None
+            y = torch.addcmul(self.temporal_constant, x, taps[full])
+        else:
+            y = F.linear(x, taps[full], self.temporal_constant)
+        for tap, (x, first) in enumerate(windows):
+            rows = x.shape[0]
+            if tap == full or not rows:
+                continue
+            part = y if rows == y.shape[0] else y[first : first + rows]
+            if self.depthwise:
+                part.addcmul_(x, taps[tap])
+            else:
+                part += F.linear(x, taps[tap])
+        return y
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether oneDNN's fused operations take this tensor."""
+    return (
+        _HAS_FUSED
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    )
+
+
+_HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_convolution_pointwise_"
+)
+
+
+def _pack(kernel: Tensor, stride: tuple[int, int], groups: int) -> Tensor:
+    """Return the kernel as oneDNN wants it, for inputs of any size though one is named."""
+    channels = kernel.shape[1] * groups
+    padding = [kernel.shape[2] // 2, kernel.shape[3] // 2]
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        kernel, padding, stride, [1, 1], groups, [1, channels, 32, 32]
+    )
+    return packed
+
+
+class Gate(Part):
+    """A squeeze-excitation up to its gate."""
+
+    def __init__(self, layer: str, folded: FoldedGate, spec: ModelSpec) -> None:
+        super().__init__()
+        self.layer = layer
+        self.name = f"{layer}.squeeze_excitation"
+        self.reduce = Pointwise(folded.reduce, spec.activation)
+        self.expand = Pointwise(folded.expand)
+        self.limit = folded.limit
+        self.store(encoding=folded.encoding)
+        self.causal = spec.causal
+        self.spatial = spec.se_type in ("2d", "2plus3d")
+        self.whole = spec.se_type in ("3d", "2plus3d")
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Reach for the modules inside."""
+        self.scale = self._buffers["encoding"]
+        self.matrices = (self.reduce.forward, self.expand.forward)
+
+    def forward(self, x: Tensor, run: Pass, means: Tensor | None = None) -> Tensor:
+        """Return the gates: (frames * batch, channels), or (batch, channels) for all frames.
+
+        Args:
+            x: (frames * batch * height * width, channels).
+            run: the pass.
+            means: over space, (frames * batch, channels), if they are known.
+        """
+        frames = run.frames * run.batch
+        dtype = run.dtype
+        if means is not None:
+            pass
+        elif frames == 1:
+            means = x.mean(0, True, dtype=dtype)
+        else:
+            means = x.view(frames, -1, x.shape[1]).mean(1, dtype=dtype)
+        narrow = x.dtype != dtype
+        if self.spatial and (narrow or run.tap is not None):
+            spatial = run.see_vector(f"{self.name}.spatial_pool", means.to(x.dtype))
+            means = spatial.to(dtype)
+        value = means
+        if self.whole:
+            value = self._over_time(means, run)
+            if narrow or run.tap is not None:
+                value = run.see_vector(f"{self.name}.temporal_pool", value.to(x.dtype)).to(dtype)
+            if self.spatial:
+                if value.shape[0] != frames:
+                    value = value.repeat(run.frames, 1)
+                value = torch.cat((value, means), 1)
+        if narrow:
+            value = value.to(x.dtype)
+        if self.scale is not None:
+            value = value + run.waves[self.layer]
+            value = run.see_vector(f"{self.name}.positional_encoding", value)
+        reduce, expand = self.matrices
+        if run.tap is None:
+            gate = expand(reduce(value))
+        else:
+            hidden = run.see_vector(f"{self.name}.reduce.activation", reduce(value))
+            gate = expand(hidden)
+        gate = gate.sigmoid_() if self.limit is None else gate.clamp_(0.0, self.limit)
+        return run.see_vector(f"{self.name}.expand.activation", gate)
+
+    def _over_time(self, means: Tensor, run: Pass) -> Tensor:
+        if not self.causal:
+            return means if run.frames == 1 else means.unflatten(0, (-1, run.batch)).mean(0)
+        assert run.state is not None
+        before = run.state.pools[self.layer]
+        if run.frames == 1:
+            total = run.new_pools[self.layer] = before + means
+            return total * run.part[0]
+        totals = means.unflatten(0, (-1, run.batch)).cumsum(0) + before
+        run.new_pools[self.layer] = totals[-1].clone()
+        return (totals * run.part).flatten(0, 1)
+
+
+class Layer(Part):
+    """A bottleneck."""
+
+    def __init__(
+        self, name: str, folded: FoldedLayer, offset_before: Tensor, spec: ModelSpec
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.expansion = Pointwise(folded.expansion, spec.activation)
+        self.depthwise = StreamConv(f"{name}.depthwise", name, folded.depthwise, spec)
+        self.gate = None if folded.gate is None else Gate(name, folded.gate, spec)
+        self.skip = None if folded.skip is None else Pointwise(Matrix(folded.skip))
+        self.pools = folded.depthwise.stride != (1, 1)
+        self.offset: Tensor
+        self.offset_before: Tensor
+        # Nothing is computed with the offsets: they say what the true values are.
+        self.store(
+            projection=folded.projection.contiguous(),
+            offset=folded.offset,
+            offset_before=offset_before,
+        )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Reach for the modules inside."""
+        self.matrix = self._buffers["projection"]
+        self.steps = (
+            self.expansion.forward,
+            self.depthwise.forward,
+            None if self.gate is None else self.gate.forward,
+            None if self.skip is None else self.skip.forward,
+        )
+
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        """Return the output less `offset`; `x`, the input less its own, is overwritten.
+
+        Args:
+            x: (frames * batch, height, width, channels), and so is what is returned.
+            run: the pass.
+        """
+        expand, depthwise, gate_of, skip = self.steps
+        rows = x.view(-1, x.shape[3])
+        means: Tensor | None = None
+        pieces = self._pieces(x, run)
+        if pieces < run.frames:
+            hidden, means = self.depthwise.in_pieces(x, expand, run, pieces)
+            if self.depthwise.splits:
+                hidden, means = self.depthwise.over_time(hidden, run), None
+        else:
+            hidden = expand(rows).view(*x.shape[:3], -1)
+            if run.tap is not None:
+                hidden = run.see(f"{self.name}.expansion.activation", hidden)
+            hidden = depthwise(hidden, run)
+        shape = hidden.shape
+        hidden = hidden.view(-1, shape[3])
+        if skip is not None:
+            if self.pools:
+                x = average_pool(x)
+                if run.tap is not None:
+                    x = run.see(f"{self.name}.skip.pool", x, self.offset_before)
+                rows = x.view(-1, x.shape[3])
+            rows = skip(rows)
+        weight = self.matrix
+        assert weight is not None
+        if gate_of is not None:
+            gate = gate_of(hidden, run, means)
+            if run.traced and gate.shape[0] == 1:
+                hidden = hidden * gate
+            elif gate.shape[0] == 1:
+                # One gate for all there is: the matrix is smaller than the activations.
+                weight = weight * gate
+            else:
+                # (frames or 1, batch, pixels, channels)
+                apart = hidden.view(-1, gate.shape[0], shape[1] * shape[2], shape[3])
+                apart.mul_(gate[:, None, :])
+        if run.traced:
+            y = torch.mm(hidden, weight.t()) + rows
+        elif rows.shape[0] >= MANY_ROWS and weight.shape[1] >= MANY_COLUMNS and fuses(rows):
+            y = torch.ops.mkldnn._linear_pointwise.binary(hidden, rows, weight, None, "add")
+        else:
+            y = rows.addmm_(hidden, weight.t())
+        y = y.view(*shape[:3], -1)
+        return y if run.tap is None else run.see(self.name, y, self.offset)
+
+    def _pieces(self, x: Tensor, run: Pass) -> int:
+        """Return how many frames of a clip to take at once, all of them where it is small."""
+        if run.frames == 1 or run.tap is not None or run.traced:
+            return run.frames
+        if self.depthwise.causal and not self.depthwise.splits and self.depthwise.taps > 1:
+            return run.frames
+        pixels = x.shape[1] * x.shape[2] * run.batch
+        frame = pixels * self.expansion.matrix.shape[1] * x.element_size()
+        return max(1, CACHED_BYTES // frame)
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """Average 3 x 3 pixels with stride 2, SAME; cells of the padding are not counted."""
+    # At even sizes SAME pads one side only, where the pool's ceil mode goes over the edge.
+    padding = (x.shape[1] % 2, x.shape[2] % 2)
+    y = F.avg_pool2d(x.permute(0, 3, 1, 2), 3, 2, padding, ceil_mode=True, count_include_pad=False)
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+class InferenceNetwork(nn.Module):
+    """What every optimised network offers: the call signature of `MoViNet`, without gradients.
+
+    A subclass computes, in `run`; the rest is the same for all of them.
+
+    Attributes:
+        spec: the architecture.
+        labels: the classes' names, or None.
+    """
+
+    spec: ModelSpec
+    labels: tuple[str, ...] | None
+
+    def __init__(self, spec: ModelSpec, labels: tuple[str, ...] | None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.labels = labels
+        self._held: Held | None = None
+        self._stream_shape: tuple[int, int, int] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu")
+
+    def run(self, video: Tensor, state: Held | None) -> tuple[Tensor, Held | None]:
+        """Return logits and the state after the clip, in the optimised networks' own form.
+
+        Nothing is kept and nothing is checked; `state` is not changed. What is returned may be an
+        inference tensor, which takes no part in gradients.
+
+        Args:
+            video: (batch, 3, frames, height, width).
+            state: `movinet_port.fast.state.hold` makes one; None for a base network.
+        """
+        raise NotImplementedError
+
+    def check(self, video: Tensor) -> tuple[int, int, int]:
+        """Return (batch, height, width) of a clip that this network can take.
+
+        Raises:
+            StateError: it cannot.
+        """
+        return check_video(video)
+
+    @torch.no_grad()
+    def forward(self, video: Tensor) -> Tensor:
+        """Return logits, as `MoViNet.forward` does, and remember the video in a stream network.
+
+        Args:
+            video: (batch, 3, frames, height, width), RGB in [0, 1].
+
+        Returns:
+            (batch, classes) logits.
+
+        Raises:
+            StateError: the batch or the frame size is another than that of the clip before.
+        """
+        shape = self.check(video)
+        if not self.spec.causal:
+            return self.run(video, None)[0].clone()
+        held = self._held
+        if held is None:
+            held = hold(self.init_state(*shape))
+        elif self._stream_shape != shape:
+            raise StateError(
+                f"the clip is (batch, height, width) = {shape}, but the video so far was "
+                f"{self._stream_shape}; call clean_activation_buffers() before another video"
+            )
+        logits, self._held = self.run(video, held)
+        self._stream_shape = shape
+        return logits.clone()
+
+    def clean_activation_buffers(self) -> None:
+        """Forget the video so far. To be called after the last clip of a video."""
+        self._held = None
+        self._stream_shape = None
+
+    def init_state(self, batch: int, height: int, width: int) -> State:
+        """Return the state before the first frame, as `MoViNet.init_state` does."""
+        return init_state(self.spec, batch, height, width, self.dtype, self.device)
+
+    def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape, without the batch, of every state, as `MoViNet.state_shapes` does."""
+        return state_shapes(self.spec, height, width)
+
+    @torch.no_grad()
+    def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
+        """Return logits and the state after the clip, as `MoViNet.step` does, without gradients.
+
+        The state is the readable network's: each takes what the other returned. Its stream
+        buffers are laid out with their channels together, which saves a copy in the next step.
+
+        Args:
+            video: the next clip of the video, (batch, 3, frames, height, width).
+            state: from `init_state`, or from the clip before, of this network or the readable one.
+
+        Returns:
+            (batch, classes) logits; the state.
+
+        Raises:
+            StateError: the network is not causal, or the state is not one of this network for
+                this batch and frame size.
+        """
+        if not self.spec.causal:
+            self.init_state(1, 1, 1)  # raises, with the reason
+        self.check(video)
+        check_state(self.spec, video, state)
+        logits, held = self.run(video, hold(state, self.dtype))
+        assert held is not None
+        return logits.clone(), held.public()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InferenceNetwork:
+        super()._apply(fn, recurse)
+        self._held = None if self._held is None else self._held.apply(fn)
+        return self
+
+
+class FastMoViNet(InferenceNetwork):
+    """A MoViNet for inference: the outputs of the readable network, rounded otherwise.
+
+    Made by `movinet_port.optimize`. It takes any batch, size and number of frames, and has no
+    gradients: its tensors are buffers, folded from the readable network's parameters as
+    ``model.eval()`` uses them.
+
+    Attributes:
+        spec: the architecture.
+        labels: the classes' names, or None.
+        layer_names: the bottlenecks.
+    """
+
+    def __init__(self, folded: Folded, labels: tuple[str, ...] | None = None) -> None:
+        super().__init__(folded.spec, labels)
+        spec = folded.spec
+        self.layer_names = tuple(folded.layers)
+        self.stem = StreamConv("stem", "stem", folded.stem, spec)
+        offset = torch.zeros_like(folded.stem.bias)
+        for name, layer in folded.layers.items():
+            self.add_module(name, Layer(name, layer, offset, spec))
+            offset = layer.offset
+        self.head = Pointwise(folded.head, spec.activation)
+        self.hidden = Pointwise(folded.hidden, spec.classifier_activation)
+        self.output = Pointwise(folded.output)
+        self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
+        self.prepare()
+        self.eval()
+
+    def prepare(self) -> None:
+        """Reach for the layers."""
+        self._waves.clear()
+        self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
+        self.steps = [layer.forward for layer in self.bottlenecks]
+        self.weight = self.output.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
+        super()._apply(fn, recurse)
+        self.prepare()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.weight.device
+
+    def run(
+        self, video: Tensor, state: Held | None, tap: Tap | None = None
+    ) -> tuple[Tensor, Held | None]:
+        """Return logits and the state after the clip, in this network's own form.
+
+        Nothing is kept and nothing is checked; `state` is not changed.
+
+        Args:
+            video: (batch, 3, frames, height, width).
+            state: `movinet_port.fast.state.hold` makes one; None for a base network.
+            tap: shown every activation that the algebra leaves, see `Tap`.
+        """
+        with torch.inference_mode():
+            return self.compute(video, state, tap)
+
+    def compute(
+        self, video: Tensor, state: Held | None, tap: Tap | None = None
+    ) -> tuple[Tensor, Held | None]:
+        """Compute `run`; for a compiler, with operations that it makes the most of."""
+        video = video.to(self.dtype)
+        wide = at_least_float32(video.dtype)
+        run = Pass(video.shape[0], video.shape[2], state, wide, tap)
+        self._encode_positions(run, video.dtype)
+        # A view for one frame, and for one video.
+        x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
+        x = self.stem(x, run)
+        for step in self.steps:
+            x = step(x, run)
+        x = self.head(x.view(-1, x.shape[3])).view(*x.shape[:3], -1)
+        x = run.see("head.activation", x)
+        pooled = run.see_vector("pool", self._pool(x, run))
+        hidden = run.see_vector("classifier.hidden.activation", self.hidden(pooled))
+        logits = self.output(hidden)
+        if tap is not None:
+            logits = tap("classifier", logits)
+        if state is None:
+            return logits, None
+        return logits, Held(run.new_frames, run.new_pools, state.count + run.frames)
+
+    def taps(self) -> list[str]:
+        """Return the activations that a `Tap` is shown, by the readable network's names."""
+
+        def of(conv: StreamConv) -> list[str]:
+            names = ["activation", "temporal_activation"]
+            return [f"{conv.name}.{name}" for name in names[: 1 + conv.splits]]
+
+        names = of(self.stem)
+        for layer in self.bottlenecks:
+            names.append(f"{layer.name}.expansion.activation")
+            names += of(layer.depthwise)
+            gate = layer.gate
+            if gate is not None:
+                there = {
+                    "spatial_pool": gate.spatial,
+                    "temporal_pool": gate.whole,
+                    "positional_encoding": gate.scale is not None,
+                    "reduce.activation": True,
+                    "expand.activation": True,
+                }
+                names += [f"{gate.name}.{name}" for name, is_there in there.items() if is_there]
+            if layer.skip is not None and layer.pools:
+                names.append(f"{layer.name}.skip.pool")
+            names.append(layer.name)
+        return [*names, "head.activation", "pool", "classifier.hidden.activation", "classifier"]
+
+    def _pool(self, x: Tensor, run: Pass) -> Tensor:
+        total = x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))
+        if run.frames > 1:
+            total = total.unflatten(0, (-1, run.batch)).sum(0)
+        if run.state is None:
+            return (total / run.frames).to(x.dtype)
+        total = run.new_pools["head"] = run.state.pools["head"] + total
+        return (total * run.part[-1]).to(x.dtype)
+
+    def _encode_positions(self, run: Pass, dtype: torch.dtype) -> None:
+        """Compute all layers' positional encodings at once: they differ in width and scale."""
+        if not self.spec.positional_encoding:
+            return
+        assert run.state is not None
+        if dtype not in self._waves:
+            self._waves[dtype] = self._frequencies(dtype)
+        rates, sines, widths = self._waves[dtype]
+        count = run.state.count
+        first = torch.arange(run.frames, device=count.device)[:, None] + count
+        angle = first.flatten()[:, None].to(rates.dtype) * rates
+        waves = torch.where(sines, angle.sin(), angle.cos())
+        for layer, wave in zip(self.bottlenecks, waves.split(widths, 1), strict=True):
+            assert layer.gate is not None
+            assert layer.gate.scale is not None
+            run.waves[layer.name] = layer.gate.scale * wave.to(dtype)
+
+    def _frequencies(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
+        rates: list[Tensor] = []
+        sines: list[Tensor] = []
+        for layer in self.bottlenecks:
+            assert layer.gate is not None
+            channels = layer.gate.reduce.weight.shape[1]
+            index = torch.arange(channels, device=self.device)
+            # An angle's rounding is part of the definition: the readable network's own formula.
+            power = (2 * (index // 2)).to(at_least_float32(dtype)) / channels
+            rate = 1.0 / torch.pow(torch.as_tensor(10_000.0, dtype=power.dtype), power)
+            rates.append(torch.cat([rate[0::2], rate[1::2]]))
+            sines.append(index < (channels + 1) // 2)
+        return torch.cat(rates), torch.cat(sines), [len(rate) for rate in rates]

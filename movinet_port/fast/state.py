@@ -1,0 +1,110 @@
+"""The state of a stream as the optimised network holds it, and as everybody else does.
+
+`movinet_port.MoViNet.init_state` describes the public form: one tensor per buffer. The optimised
+network holds the frames of a stream buffer apart, so that a new frame moves them on by moving
+references, and it holds pixels with their channels together. Turning one form into the other is
+this module's business alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from movinet_port.layers import at_least_float32
+from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A stream's state in the optimised network's own form. Never changed in place.
+
+    Attributes:
+        frames: layer -> the frames before the next one, oldest first, each
+            (batch, height, width, channels).
+        pools: layer, or "head" -> sum of the spatial means so far, (batch, channels), float32 or
+            wider.
+        count: (batch,) int64, how many frames there were.
+    """
+
+    frames: dict[str, tuple[Tensor, ...]]
+    pools: dict[str, Tensor]
+    count: Tensor
+
+    def public(self) -> State:
+        """Return the state under the names and shapes that `MoViNet.init_state` gives.
+
+        All tensors are new. The stream buffers are laid out with their channels together, which
+        `hold` takes back without copying.
+        """
+        state: State = {}
+        for name, frames in self.frames.items():
+            buffer = torch.stack(frames)  # (frames, batch, height, width, channels)
+            state[f"{name}.{STREAM_BUFFER}"] = buffer.permute(1, 4, 0, 2, 3)
+        for name, pool in self.pools.items():
+            state[f"{name}.{POOL_BUFFER}"] = pool[:, :, None, None, None].clone()
+        state[FRAME_COUNT] = self.count.clone()
+        return state
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> Held:
+        """Return the state after ``.to()`` or the like; sums stay float32 or wider."""
+        pools = {}
+        for name, pool in self.pools.items():
+            moved = fn(pool)
+            pools[name] = pool.to(moved.device, at_least_float32(moved.dtype))
+        frames = {name: tuple(map(fn, held)) for name, held in self.frames.items()}
+        return Held(frames, pools, fn(self.count))
+
+    def flat(self) -> list[Tensor]:
+        """Return all tensors in one order: frames, pools, count."""
+        frames = [frame for held in self.frames.values() for frame in held]
+        return [*frames, *self.pools.values(), self.count]
+
+
+def hold(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Held:
+    """Return a public state, of either network, in the optimised network's form.
+
+    Args:
+        state: as `MoViNet.init_state` describes it.
+        dtype: of the frames; by default what they are.
+    """
+    frames: dict[str, tuple[Tensor, ...]] = {}
+    pools: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name, _, kind = key.rpartition(".")
+        if kind == STREAM_BUFFER:
+            frames[name] = value.to(dtype).permute(2, 0, 3, 4, 1).contiguous().unbind(0)
+        elif kind == POOL_BUFFER:
+            pools[name] = value[:, :, 0, 0, 0]
+    return Held(frames, pools, state[FRAME_COUNT])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The order of a state's tensors in `Held.flat`.
+
+    Attributes:
+        frames: layer -> how many frames it holds.
+        pools: layers with a pool, and "head".
+    """
+
+    frames: tuple[tuple[str, int], ...]
+    pools: tuple[str, ...]
+
+    @classmethod
+    def of(cls, state: Held) -> Layout:
+        """Return the layout of a state."""
+        return cls(
+            tuple((name, len(frames)) for name, frames in state.frames.items()),
+            tuple(state.pools),
+        )
+
+    def held(self, flat: list[Tensor] | tuple[Tensor, ...]) -> Held:
+        """Return the state whose `Held.flat` is `flat`."""
+        rest = iter(flat)
+        frames = {name: tuple(next(rest) for _ in range(n)) for name, n in self.frames}
+        pools = {name: next(rest) for name in self.pools}
+        return Held(frames, pools, next(rest))

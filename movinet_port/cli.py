@@ -18,7 +18,8 @@ from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
-from movinet_port.errors import MovinetPortError, nearest
+from movinet_port.commands.export import export
+from movinet_port.errors import MismatchError, MovinetPortError, nearest
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import show_progress
@@ -55,12 +56,10 @@ class _Group(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from converters.errors import VerificationError
-
         try:
             with _terminable():
                 return super().invoke(ctx)
-        except VerificationError as error:
+        except MismatchError as error:
             _fail(error, MISMATCH)
         except MovinetPortError as error:
             _fail(error, USER_ERROR)
@@ -393,6 +392,7 @@ def list_published(files: bool) -> None:
     Console(width=width, highlight=False).print(table)
 
 
+main.add_command(export)
 main.add_command(parity)
 
 

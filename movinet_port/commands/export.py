@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
 
 import click
 
-from movinet_port.checkpoint import load_checkpoint
+from converters import to_tensorflow
+from movinet_port.checkpoint import Checkpoint, load_checkpoint
 from movinet_port.errors import MovinetPortError
-from movinet_port.export import TARGETS, ClipShape, export_checkpoint
+from movinet_port.export import TARGETS, ClipShape, ExportError, export_checkpoint
 from movinet_port.progress import show_progress
 
 
@@ -35,9 +37,19 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.4 
     help="A checkpoint of 'movinet-port convert', or of fine-tuning (.pt, .safetensors).",
 )
 @click.option(
-    "--to", "target", required=True, type=click.Choice(list(TARGETS)), help="What to write."
+    "--to",
+    "target",
+    required=True,
+    type=click.Choice([*TARGETS, *to_tensorflow.TARGETS]),
+    help="What to write. saved-model and keras-h5 need the extra 'reference'.",
 )
-@click.option("-o", "--output", required=True, metavar="OUT", help="The file to write.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="The file to write; the folder of a SavedModel, the prefix of a TF checkpoint.",
+)
 @click.option("--batch", type=click.IntRange(1), help="Fix the number of videos.")
 @click.option("--frames", type=click.IntRange(1), help="Fix the number of frames of a clip.")
 @click.option(
@@ -53,10 +65,12 @@ def export(
     size: tuple[int, int] | None,
     no_verify: bool,
 ) -> None:
-    """Write a network as ONNX, TorchScript, an exported program or safetensors.
+    """Write a network as the file that another runtime reads.
 
-    Sizes that are not fixed stay free. A stream network takes its state as inputs and returns it.
-    What was written is run beside the network, and compared.
+    onnx, torchscript and exported-program hold the network, safetensors its weights. tf-checkpoint
+    and keras-h5 hold weights that the authors' TensorFlow code restores, saved-model the network
+    as they export it. Sizes that are not fixed stay free. A stream network takes its state as
+    inputs, and returns it. What was written is run beside the network, and compared.
 
     Exit code 0: written. 1: it does not give the network's logits, nothing was written. 2: the
     checkpoint or the output cannot be used.
@@ -65,24 +79,62 @@ def export(
         raise MovinetPortError(
             f"the output {output} is the checkpoint itself; name another with -o"
         )
-    height, width = size or (None, None)
+    shape = ClipShape(batch, frames, *(size or (None, None)))
+    if target in to_tensorflow.TARGETS and shape != ClipShape():
+        raise ExportError(f"{target} leaves every size free; leave --batch, --frames, --size out")
+    write = _to_tensorflow if target in to_tensorflow.TARGETS else _to_torch
     with show_progress() as progress:
         progress(f"reading {weights}")
-        exported = export_checkpoint(
-            load_checkpoint(weights),
-            output,
-            target,
-            ClipShape(batch, frames, height, width),
-            verify=not no_verify,
-            progress=progress,
-        )
-    click.echo(f"written     {exported.path}")
-    click.echo(f"takes       {exported.shape}")
+        rows = list(write(load_checkpoint(weights), output, target, shape, not no_verify, progress))
+    for label, text in rows:
+        click.echo(f"{label:<10}  {text}")
+
+
+def _to_torch(
+    checkpoint: Checkpoint,
+    output: str,
+    target: str,
+    shape: ClipShape,
+    verify: bool,
+    progress: Callable[[str], None],
+) -> Iterator[tuple[str, str]]:
+    exported = export_checkpoint(
+        checkpoint, output, target, shape, verify=verify, progress=progress
+    )
+    yield "written", output
     comparison = exported.comparison
+    if TARGETS[target].takes_sizes:
+        yield "takes", str(exported.shape)
     if comparison is None:
-        click.echo("compared    no: --no-verify")
-    else:
-        click.echo(
-            f"compared    {len(comparison.clips)} clips: logits differ by {comparison.logits:.1e} "
-            f"of the largest one, states by {comparison.states:.1e}"
+        yield "compared", "no: --no-verify"
+        return
+    states = f", states by {comparison.states:.1e}" if checkpoint.spec.causal else ""
+    yield (
+        "compared",
+        f"{len(comparison.clips)} clips: logits differ by {comparison.logits:.1e} of the largest "
+        f"one{states}",
+    )
+
+
+def _to_tensorflow(
+    checkpoint: Checkpoint,
+    output: str,
+    target: str,
+    shape: ClipShape,
+    verify: bool,
+    progress: Callable[[str], None],
+) -> Iterator[tuple[str, str]]:
+    from converters import summary
+    from converters.tensorflow import import_tensorflow, quiet
+
+    with quiet():
+        import_tensorflow()
+        exported = to_tensorflow.export_to_tensorflow(
+            checkpoint, output, target, verify=verify, progress=progress
         )
+    yield "written", output
+    yield "variables", f"{exported.variables}, read back bit for bit"
+    if exported.verification is not None:
+        yield from summary.verification_rows(exported.verification)
+    for note in exported.notes:
+        yield "restoring", note

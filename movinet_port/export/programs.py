@@ -16,7 +16,7 @@ from movinet_port.export.compare import Runner
 from movinet_port.export.shape import ClipShape, input_axes
 from movinet_port.model import MoViNet, State
 
-# Files inside the archive that the program is; each is JSON.
+# A file in the archive that either kind of program is.
 FACTS = "movinet_port.json"
 
 # What a free axis is while the network is traced: odd, none a multiple of another.
@@ -41,9 +41,10 @@ def write_torchscript(
     """Trace the network; sizes that `shape` leaves free are computed from the clip."""
     program, inputs = _program(model, shape)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of sizes becoming constants: `compare` finds out
+        # Of sizes becoming constants: `compare` finds out.
+        warnings.simplefilter("ignore")
         traced = torch.jit.trace(program, inputs, check_trace=False, strict=False)
-    torch.jit.save(traced, str(path), _extra_files={FACTS: json.dumps(facts).encode()})
+        torch.jit.save(traced, str(path), _extra_files={FACTS: json.dumps(facts).encode()})
 
 
 def run_torchscript(path: Path) -> Runner:
@@ -56,7 +57,7 @@ def run_torchscript(path: Path) -> Runner:
 def write_exported_program(
     checkpoint: Checkpoint, model: MoViNet, shape: ClipShape, facts: Mapping[str, Any], path: Path
 ) -> None:
-    """Export the network with ``torch.export``; free axes have a range from 1 (batch: 1)."""
+    """Export the network with ``torch.export``."""
     program, inputs = _program(model, shape)
     free = torch.export.Dim.DYNAMIC
     dynamic = [

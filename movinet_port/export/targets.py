@@ -44,6 +44,7 @@ class Target:
         run: opens a file that `write` wrote.
         takes_sizes: whether a clip's sizes can be fixed in it.
         suffix: what its name must end in; None for anything.
+        needs_size: whether the size of a frame has to be fixed.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Target:
     run: Callable[[Path], Runner]
     takes_sizes: bool = True
     suffix: str | None = None
+    needs_size: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,10 @@ def _run_safetensors(path: Path) -> Runner:
 TARGETS: Mapping[str, Target] = {
     "onnx": Target("ONNX file", write_onnx, run_onnx),
     "torchscript": Target("TorchScript file", write_torchscript, run_torchscript),
-    "exported-program": Target("exported program", write_exported_program, run_exported_program),
+    # With free sizes torch.export reasons for minutes about what SAME padding makes of each.
+    "exported-program": Target(
+        "exported program", write_exported_program, run_exported_program, needs_size=True
+    ),
     "safetensors": Target(
         "safetensors file", _write_safetensors, _run_safetensors, False, SAFETENSORS
     ),
@@ -137,6 +142,12 @@ def export_checkpoint(
         raise ExportError(f"a {kind.title} holds weights, no sizes of a clip; leave them out")
     if kind.suffix is not None and Path(path).suffix != kind.suffix:
         raise ExportError(f"a {kind.title} ends in {kind.suffix}, found {os.fspath(path)}")
+    if kind.needs_size and None in (shape.height, shape.width):
+        published = _input_format(checkpoint)
+        example = f", such as --size {published['size']}" if published else ""
+        raise ExportError(
+            f"an {kind.title} is for one size of frames; name it with --size{example}"
+        )
     model = checkpoint.build()
     odd = {tensor.dtype for tensor in checkpoint.state_dict.values() if tensor.is_floating_point()}
     if odd - {torch.float32} and kind.takes_sizes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from movinet_port.errors import MovinetPortError
+from movinet_port.errors import MismatchError, MovinetPortError
 
 
 class ConversionError(MovinetPortError):
     """A source cannot be converted; the message names the file and the variable."""
 
 
-class VerificationError(ConversionError):
+class VerificationError(ConversionError, MismatchError):
     """The converted network does not give the source's logits."""

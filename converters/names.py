@@ -66,13 +66,14 @@ class Dialect:
         parts = name.split(self.separator)
         # Longest end first: "_skip/_projection" is not "_projection".
         for start in range(len(parts)):
-            place = self._ends.get(self.separator.join(parts[start:]))
+            place = self.ends.get(self.separator.join(parts[start:]))
             if place is not None:
                 return Place(self.separator.join(parts[:start]), *place)
         return None
 
     @functools.cached_property
-    def _ends(self) -> dict[str, tuple[str, str]]:
+    def ends(self) -> dict[str, tuple[str, str]]:
+        """Every end of a variable's name -> (module, leaf)."""
         ends = dict(self.scalars)
         for module_spelling, module in self.modules.items():
             for leaf_spelling, leaf in self.leaves.items():
@@ -370,6 +371,41 @@ def to_torch_layout(
         return value
     axes = _AXES[kernel_layout(layout, parameter, value.ndim)]
     return np.ascontiguousarray(value.transpose(axes).reshape(shape))
+
+
+def from_torch_layout(parameter: str, value: NDArray[np.generic], rank: int) -> NDArray[np.generic]:
+    """Return a weight in TensorFlow's layout: the inverse of `to_torch_layout`.
+
+    Args:
+        parameter: canonical name of the parameter.
+        value: the parameter; a kernel has five axes.
+        rank: of the kernel in TensorFlow: 5, or 4 for a 2-D convolution.
+    """
+    if not is_kernel(parameter):
+        return value
+    if rank == 4:
+        # Drop the axis that a 2-D kernel lacks: the width of one, or the frames of one.
+        value = value[..., 0] if "temporal" in parameter else value[:, :, 0]
+    axes = _AXES[kernel_layout("tensorflow", parameter, rank)]
+    return np.ascontiguousarray(value.transpose(np.argsort(axes)))
+
+
+def spelling(dialect: Dialect, module: str, leaf: str, *, two_d: bool) -> str:
+    """Return how tf-models-official 2.8 and later spell a parameter: `Dialect.locate` backwards.
+
+    Args:
+        dialect: `OBJECT_PATH` or `FULL_NAME`.
+        module, leaf: of the parameter.
+        two_d: whether the network has 2-D convolutions.
+    """
+    ends = [end for end, place in dialect.ends.items() if place == (module, leaf)]
+    # A name without a convolution in it is the same in both.
+    fit = [end for end in ends if bool(_TWO_D.search(end)) == two_d] or ends
+    fit.sort(key=lambda end: end.count("depthwise"))
+    return fit[-1] if two_d and module == "depthwise" else fit[0]
+
+
+_TWO_D = re.compile(r"conv2d|_conv(_temporal)?/_conv/")
 
 
 # TensorFlow's state names, both eras, around the canonical ones.

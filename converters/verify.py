@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from converters.errors import ConversionError, VerificationError
 from converters.graph import SIGNATURES, argument_name
 from converters.tensorflow import import_tensorflow
+from movinet_port.floor import LOGIT_BOUND
 from movinet_port.model import MoViNet
-
-# Largest difference of the logits, relative to the largest logit's magnitude.
-LOGIT_BOUND = 2e-5
 
 # What a free axis of the signature is set to: small, odd, not square.
 _FREE = {"batch": 2, "frames": 2, "height": 61, "width": 83}

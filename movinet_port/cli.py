@@ -23,9 +23,10 @@ from movinet_port.commands.compile import compile_command
 from movinet_port.commands.completion import completion
 from movinet_port.commands.demo import demo
 from movinet_port.commands.examples import add_examples
+from movinet_port.commands.export import export
 from movinet_port.commands.finetune import finetune
 from movinet_port.commands.predict import predict
-from movinet_port.errors import MovinetPortError, nearest, one_line, printable
+from movinet_port.errors import MismatchError, MovinetPortError, nearest, one_line, printable
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import on_terminal, show_progress
@@ -62,12 +63,10 @@ class _Group(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from converters.errors import VerificationError
-
         try:
             with _terminable():
                 return super().invoke(ctx)
-        except VerificationError as error:
+        except MismatchError as error:
             _fail(error, MISMATCH)
         except MovinetPortError as error:
             _fail(error, USER_ERROR)
@@ -394,6 +393,7 @@ def list_published(files: bool) -> None:
     Console(width=width, highlight=False).print(table)
 
 
+main.add_command(export)
 main.add_command(parity)
 main.add_command(predict)
 main.add_command(finetune)

@@ -25,6 +25,10 @@ class CheckpointError(MovinetPortError):
     """A checkpoint file cannot be read, or does not fit its own spec."""
 
 
+class MismatchError(MovinetPortError):
+    """Two sides that must agree do not; nothing was written. The exit code is 1."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name closest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)

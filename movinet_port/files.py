@@ -74,3 +74,29 @@ def _cannot_write(target: Path, error: OSError) -> MovinetPortError:
 def cache_folder() -> Path:
     """Return the folder for what is fetched or converted once: ``MOVINET_PORT_CACHE``."""
     return Path(os.environ.get("MOVINET_PORT_CACHE") or Path.home() / ".cache" / "movinet-port")
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder next to `path`; on success it becomes `path`.
+
+    Raises:
+        MovinetPortError: there is something at `path` already, other than an empty folder, or it
+            cannot be written.
+    """
+    target = Path(path)
+    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+        raise MovinetPortError(
+            f"cannot write {target}: it exists; name another folder, or remove it first"
+        )
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+        ) as name:
+            temporary = Path(name) / "new"
+            temporary.mkdir()
+            yield temporary
+            temporary.replace(target)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    _sync_folder(target.parent)

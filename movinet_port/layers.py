@@ -49,7 +49,8 @@ GATES: dict[str, type[nn.Module]] = {
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Return how many cells TensorFlow's SAME puts before and after an axis of `size` cells."""
-    total = max(kernel - ((size - 1) % stride + 1), 0)
+    # No max(..., 0): under torch.jit.trace a size is a tensor, which max would make a constant.
+    total = kernel - 1 - (size - 1) % stride if kernel >= stride else 0
     return total // 2, total - total // 2
 
 

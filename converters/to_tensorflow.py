@@ -1,0 +1,456 @@
+"""The way back: a network's weights as the files that the authors' code restores.
+
+A TF2 checkpoint needs TensorFlow only: its graph of objects is written as the authors' network has
+it, objects without variables included, because `assert_existing_objects_matched` asks for those
+too. A SavedModel and a Keras file are written by the authors' own network, restored from such a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from converters import names
+from converters.authors import build_authors_network, export_authors_network
+from converters.contents import Contents
+from converters.convert import Progress, fill
+from converters.errors import ConversionError, VerificationError
+from converters.hdf5 import read_hdf5
+from converters.recognise import locate_variables
+from converters.tensorflow import import_tensorflow, quiet
+from converters.variables import read_variables
+from converters.verify import Verification, verify_saved_model
+from movinet_port.checkpoint import Checkpoint, check_fit, listing
+from movinet_port.files import whole_file, whole_folder
+from movinet_port.model import MoViNet
+from movinet_port.spec import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFlowVariable:
+    """A variable of the authors' network.
+
+    Attributes:
+        parameter: canonical name of the parameter it holds.
+        path: object path from the model.
+        full_name: TensorFlow's name of it, as tf-models-official 2.8 and later give it.
+        value: in TensorFlow's layout.
+    """
+
+    parameter: str
+    path: str
+    full_name: str
+    value: NDArray[np.float32]
+
+
+def tensorflow_variables(
+    spec: ModelSpec, state_dict: Mapping[str, Tensor]
+) -> list[TensorFlowVariable]:
+    """Return every variable of the authors' network; each parameter fills exactly one.
+
+    Args:
+        spec: the architecture.
+        state_dict: of ``MoViNet(spec)``.
+
+    Raises:
+        CheckpointError: the weights do not fit the spec.
+        ConversionError: two parameters would fill the same variable.
+    """
+    with torch.device("meta"):
+        check_fit(MoViNet(spec).state_dict(), state_dict)
+    owners = _owners(spec)
+    variables = []
+    for parameter, tensor in state_dict.items():
+        if parameter.endswith(names.NUM_BATCHES_TRACKED):
+            continue
+        owner, module, leaf = _split(parameter)
+        # The authors run a network of conv_type 2plus1d with 2-D kernels throughout.
+        two_d = spec.conv_type == "2plus1d"
+        value = tensor.detach().to("cpu", torch.float32).numpy()
+        path = names.spelling(names.OBJECT_PATH, module, leaf, two_d=two_d)
+        variables.append(
+            TensorFlowVariable(
+                parameter,
+                f"{owners[owner]}/{path}",
+                _full_name(owner, module, leaf, two_d),
+                np.asarray(names.from_torch_layout(parameter, value, 4 if two_d else 5)),
+            )
+        )
+    paths = [variable.path for variable in variables]
+    twice = sorted({path for path in paths if paths.count(path) > 1})
+    if twice:
+        raise ConversionError(f"more than one parameter would fill {listing(twice)}")
+    return variables
+
+
+def _split(parameter: str) -> tuple[str, str, str]:
+    """Return owner, module and leaf of a parameter; the owner of a layer's own is the layer."""
+    unique = next((m for m in names.UNIQUE_MODULES if parameter.startswith(f"{m}.")), None)
+    if unique is not None:
+        return unique, unique, parameter[len(unique) + 1 :]
+    owner, _, rest = parameter.partition(".")
+    # "conv.weight" is a leaf of "depthwise", "scale" of "rezero".
+    parts = rest.split(".")
+    length = 1 if parts[-1] == "scale" else 2
+    return owner, ".".join(parts[:-length]), ".".join(parts[-length:])
+
+
+def _owners(spec: ModelSpec) -> dict[str, str]:
+    """Return the object path of the stem, each layer, the head and the classifier."""
+    layers = ["stem", *(layer.name for layer in spec.layers()), "head"]
+    backbone = "layer_with_weights-0"
+    paths = {name: f"{backbone}/layer_with_weights-{i}" for i, name in enumerate(layers)}
+    classifier = "layer_with_weights-1"
+    return {**paths, "classifier.hidden": classifier, "classifier.output": classifier}
+
+
+def _full_name(owner: str, module: str, leaf: str, two_d: bool) -> str:
+    if leaf == "scale":
+        # The positional encodings' scalars have no owner in their name.
+        return f"{owner}/scale" if module == "rezero" else "scale"
+    name = names.spelling(names.FULL_NAME, module, leaf, two_d=two_d)
+    return name if owner == module else f"{owner}/{name}"
+
+
+def state_count(spec: ModelSpec) -> int:
+    """Return how many states the authors' network has: inputs that come before its layers."""
+    if not spec.causal:
+        return 0
+    pools = spec.se_type in ("3d", "2plus3d")
+    each = 2 * pools + spec.positional_encoding
+    layers = list(spec.layers())
+    buffers = sum(layer.kernel_size[0] > 1 for layer in layers) + (spec.stem.kernel_size[0] > 1)
+    return buffers + each * len(layers) + 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFlowExport:
+    """What was written for TensorFlow.
+
+    Attributes:
+        path: where; of a TF2 checkpoint, the prefix.
+        target: key of `TARGETS`.
+        variables: how many of the authors' variables it holds.
+        verification: the comparison of both sides' logits, for a target that has a graph.
+        notes: what the file cannot say by itself.
+    """
+
+    path: Path
+    target: str
+    variables: int
+    verification: Verification | None
+    notes: tuple[str, ...]
+
+
+def export_to_tensorflow(
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str],
+    target: str,
+    *,
+    verify: bool = True,
+    progress: Progress = lambda activity: None,
+) -> TensorFlowExport:
+    """Write a network's weights as the authors' code reads them; whole or not at all.
+
+    Every parameter fills one variable and every variable is filled once. What was written is read
+    again, and has to give the same bits back.
+
+    Args:
+        checkpoint: spec and weights.
+        path: the prefix of a TF2 checkpoint, the folder of a SavedModel, or the Keras file.
+        target: key of `TARGETS`.
+        verify: of a SavedModel, run both sides and compare the logits.
+        progress: called with a line of text when a step begins.
+
+    Raises:
+        AuthorsMissingError: the target needs the authors' code, which is not installed, or which
+            has no such network.
+        ConversionError: the network cannot be written as this.
+        VerificationError: the SavedModel gives other logits; nothing was written.
+    """
+    if target not in TARGETS:
+        raise ConversionError(f"cannot export to {target!r}; expected one of {', '.join(TARGETS)}")
+    import_tensorflow()
+    variables = tensorflow_variables(checkpoint.spec, checkpoint.state_dict)
+    verification = TARGETS[target](checkpoint, Path(path), variables, verify, progress)
+    notes = () if target == "saved-model" else _notes(checkpoint.spec)
+    return TensorFlowExport(Path(path), target, len(variables), verification, notes)
+
+
+def _write_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    variables: Sequence[TensorFlowVariable],
+    verify: bool,
+    progress: Progress,
+) -> None:
+    if not path.name or path.is_dir():
+        raise ConversionError(f"cannot write {path}: it is a folder; name the checkpoint's prefix")
+    progress(f"writing {path}")
+    with _temporary_folder(path) as folder:
+        prefix = _save_checkpoint(checkpoint.spec, variables, folder)
+        _check_bits(checkpoint, read_variables(prefix), path)
+        files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".index")
+        index = path.with_name(f"{path.name}.index")
+        # The index makes it a checkpoint: gone first, back last.
+        index.unlink(missing_ok=True)
+        for file in files:
+            file.replace(path.with_name(path.name + file.name.removeprefix(prefix.name)))
+
+
+def _save_checkpoint(
+    spec: ModelSpec, variables: Sequence[TensorFlowVariable], folder: Path
+) -> Path:
+    tf = import_tensorflow()
+    with quiet():
+        checkpoint = tf.train.Checkpoint(model=_object_tree(tf, spec, variables))
+        # tf.train.Checkpoint.restore asks for one.
+        checkpoint.save_counter.assign(1)
+        return Path(checkpoint.write(str(folder / "ckpt")))
+
+
+def _write_saved_model(
+    checkpoint: Checkpoint,
+    path: Path,
+    variables: Sequence[TensorFlowVariable],
+    verify: bool,
+    progress: Progress,
+) -> Verification | None:
+    verification = None
+    with whole_folder(path) as folder:
+        model = _authors_model(checkpoint.spec, variables, progress)
+        progress(f"writing {path}")
+        with quiet():
+            export_authors_network(model, str(folder), causal=checkpoint.spec.causal)
+        _check_bits(checkpoint, read_variables(folder / "variables/variables"), path)
+        if verify:
+            progress("running both sides on a random clip")
+            verification = verify_saved_model(folder, checkpoint.build())
+            verification.require()
+    return verification
+
+
+def _write_keras(
+    checkpoint: Checkpoint,
+    path: Path,
+    variables: Sequence[TensorFlowVariable],
+    verify: bool,
+    progress: Progress,
+) -> None:
+    keras_3 = path.name.endswith(KERAS_3_SUFFIX)
+    if path.suffix != ".h5":
+        raise ConversionError(
+            f"a Keras file of weights ends in .h5 or {KERAS_3_SUFFIX}, found {path}"
+        )
+    if checkpoint.spec.positional_encoding and not keras_3:
+        raise ConversionError(
+            f"cannot write {path}: the scalars of the positional encodings are all called 'scale', "
+            f"which Keras cannot write into one .h5; let the name end in {KERAS_3_SUFFIX}, or use "
+            f"tf-checkpoint"
+        )
+    model = _authors_model(checkpoint.spec, variables, progress)
+    progress(f"writing {path}")
+    with whole_file(path) as temporary, _temporary_folder(path) as folder:
+        file = folder / (f"ckpt{KERAS_3_SUFFIX}" if keras_3 else "ckpt.h5")
+        with quiet():
+            model.save_weights(str(file))
+        _check_bits(checkpoint, read_hdf5(file), path)
+        file.replace(temporary)
+
+
+KERAS_3_SUFFIX = ".weights.h5"
+
+# Target -> what writes it.
+TARGETS: Mapping[str, Callable[..., Verification | None]] = {
+    "tf-checkpoint": _write_checkpoint,
+    "saved-model": _write_saved_model,
+    "keras-h5": _write_keras,
+}
+
+
+def _authors_model(
+    spec: ModelSpec, variables: Sequence[TensorFlowVariable], progress: Progress
+) -> Any:
+    """Return the authors' network with these weights."""
+    tf = import_tensorflow()
+    progress("building the authors' network")
+    with quiet(), tempfile.TemporaryDirectory(prefix="movinet-port-") as folder:
+        model = build_authors_network(spec)
+        prefix = _save_checkpoint(spec, variables, Path(folder))
+        status = tf.train.Checkpoint(model=model).restore(str(prefix))
+        try:
+            status.assert_existing_objects_matched()
+        except AssertionError as error:
+            reason = str(error).splitlines()[0]
+            raise ConversionError(
+                f"the authors' network does not take the weights: {reason}"
+            ) from error
+    if len(model.variables) != len(variables):
+        raise ConversionError(
+            f"the authors' network has {len(model.variables)} variables, the weights fill "
+            f"{len(variables)}"
+        )
+    return model
+
+
+def _check_bits(checkpoint: Checkpoint, contents: Contents, path: Path) -> None:
+    """Read every parameter back: a file that gives other bits is not kept."""
+    found = fill(checkpoint.spec, locate_variables(contents))
+    wrong = [
+        name
+        for name, tensor in checkpoint.state_dict.items()
+        if not name.endswith(names.NUM_BATCHES_TRACKED)
+        and not torch.equal(found[name], tensor.detach().to("cpu", torch.float32))
+    ]
+    if wrong:
+        raise VerificationError(
+            f"{path}: read again, {listing(wrong)} are not what was written; nothing was kept"
+        )
+
+
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder next to `path`, so that a file in it can be moved there at once."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ConversionError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that exists, is "
+            f"writable and has room, with -o"
+        ) from error
+
+
+def _notes(spec: ModelSpec) -> tuple[str, ...]:
+    """Return what to build the authors' network with: weights do not say it."""
+    arguments = {
+        "causal": spec.causal,
+        "conv_type": spec.conv_type,
+        "se_type": spec.se_type,
+        "use_positional_encoding": spec.positional_encoding,
+        "activation": spec.activation,
+    }
+    known = {"sigmoid": "'sigmoid'", "hard_sigmoid_relu6": "'hard_sigmoid'"}
+    gate = known.get(spec.gate, "tf.keras.activations.hard_sigmoid")
+    built = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    notes = [f"build Movinet with {built}, gating_activation={gate}"]
+    if spec.causal_padding == "legacy":
+        notes.append(
+            "the padding is the legacy one: tf-models-official 2.6 and before only give the same "
+            "logits"
+        )
+    return tuple(notes)
+
+
+# Objects of the authors' network that hold no variable, by what they are part of. Where a value is
+# given, the object is another name of that one.
+_CONVOLUTION: Mapping[str, str | None] = {
+    "_activation_layer": None,
+    "_batch_norm/axis": None,
+    "_stream_buffer": None,
+}
+_WRAPPED: Mapping[str, str | None] = {
+    "_conv/_batch_norm_op": "_batch_norm",
+    "_conv/_activation_op": "_activation_layer",
+    "_conv_temporal/_batch_norm_op": "_batch_norm_temporal",
+    "_conv_temporal/_activation_op": "_activation_layer",
+}
+_LAYER: Mapping[str, str | None] = {
+    "_mobile_bottleneck/_expansion_layer": "_expansion",
+    "_mobile_bottleneck/_feature_layer": "_feature",
+    "_mobile_bottleneck/_projection_layer": "_projection",
+    "_mobile_bottleneck/_attention_layer": "_attention",
+    "_mobile_bottleneck/_skip_layer": "_skip",
+    "_mobile_bottleneck/_identity": None,
+    "_mobile_bottleneck/_stochastic_depth": None,
+    "_mobile_bottleneck/_rezero/_scale": "_mobile_bottleneck/_rezero/scale",
+    "_attention/_spatiotemporal_pool": None,
+    "_attention/_spatial_pool": None,
+    "_attention/_pos_encoding/_rezero/_scale": "_attention/_pos_encoding/_rezero/scale",
+    "_skip/_pool": None,
+}
+_HEAD: Mapping[str, str | None] = {"_pool": None}
+_CLASSIFIER: Mapping[str, str | None] = {
+    "_dropout": None,
+    "_max_pool": None,
+    "_squeeze": None,
+    "_cast": None,
+}
+
+
+def _object_tree(tf: Any, spec: ModelSpec, variables: Sequence[TensorFlowVariable]) -> Any:
+    """Return an object whose graph is that of the authors' network."""
+    root = tf.Module()
+    for variable in variables:
+        parent, _, leaf = variable.path.rpartition("/")
+        value = tf.Variable(variable.value, name=variable.full_name)
+        setattr(_at(tf, root, parent), leaf, value)
+    owners = _owners(spec)
+    for owner, path in owners.items():
+        place = _at(tf, root, path)
+        if owner.startswith("classifier"):
+            _add(tf, place, _CLASSIFIER)
+        elif owner == "head":
+            _add(tf, place, _HEAD)
+        elif owner != "stem":
+            _add(tf, place, _LAYER)
+    for variable in variables:
+        block, _, leaf = variable.path.rpartition("/_conv")
+        if leaf.endswith("kernel") and not block.endswith("_conv"):
+            _add(tf, _at(tf, root, block), _CONVOLUTION)
+            if spec.conv_type == "2plus1d":
+                _add(tf, _at(tf, root, block), _WRAPPED)
+    # Keras counts its layers: inputs first, then what has weights.
+    inputs = 1 + state_count(spec)
+    for owner in (root, backbone := _at(tf, root, "layer_with_weights-0")):
+        for number in range(inputs):
+            setattr(owner, f"layer-{number}", tf.Module())
+    for number in range(len(owners) - 2):  # the classifier, listed twice, is none of them
+        setattr(
+            backbone, f"layer-{inputs + number}", getattr(backbone, f"layer_with_weights-{number}")
+        )
+    setattr(root, f"layer-{inputs}", backbone)
+    setattr(root, f"layer-{inputs + 1}", _at(tf, root, "layer_with_weights-1"))
+    root._backbone = backbone
+    root._input_specs = tf.Module()
+    backbone._state_specs = tf.Module()
+    return root
+
+
+def _at(tf: Any, root: Any, path: str) -> Any:
+    """Return the object at a path, made if it is not there."""
+    for name in filter(None, path.split("/")):
+        child = getattr(root, name, None)
+        if child is None:
+            child = tf.Module()
+            setattr(root, name, child)
+        root = child
+    return root
+
+
+def _add(tf: Any, root: Any, objects: Mapping[str, str | None]) -> None:
+    for path, same in objects.items():
+        parent, _, leaf = path.rpartition("/")
+        if same is None:
+            _at(tf, root, path)
+        elif _exists(root, same) and (not parent or _exists(root, parent.partition("/")[0])):
+            setattr(_at(tf, root, parent), leaf, _at(tf, root, same))
+
+
+def _exists(root: Any, path: str) -> bool:
+    for name in path.split("/"):
+        root = getattr(root, name, None)
+        if root is None:
+            return False
+    return True

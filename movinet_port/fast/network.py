@@ -312,11 +312,11 @@ class StreamConv(Part):
             return [(joined[tap * batch : (tap + run.frames) * batch], 0) for tap in range(taps)]
         before, _ = same_padding(run.frames, taps, 1)
         windows = []
-        for number in range(taps):
-            shift = number - before
-            first, last = max(0, -shift), min(run.frames, run.frames - shift)
-            part = x[(first + shift) * batch : max(last + shift, first + shift) * batch]
-            windows.append((part, first * batch))
+        for tap in range(taps):
+            shift = tap - before
+            start, stop = max(0, -shift), min(run.frames, run.frames - shift)
+            part = x[(start + shift) * batch : max(stop + shift, start + shift) * batch]
+            windows.append((part, start * batch))
         return windows
 
     def _full(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> int:

@@ -16,7 +16,10 @@ from torch import nn
 from converters import convert_source
 from converters.sources import open_source
 from converters.tensorflow import import_tensorflow, quiet
-from movinet_port.checkpoint import Checkpoint, load
+from movinet_port.checkpoint import PACKAGE, Checkpoint, load
+from movinet_port.fast import InferenceNetwork
+from movinet_port.fast import optimize as optimised
+from movinet_port.fast.optimize import fold_network
 from movinet_port.files import whole_file
 from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, Gate, ModelSpec
@@ -24,6 +27,7 @@ from parity.authors import authors_reference
 from parity.clips import check_clip, random_clip, read_clip
 from parity.compare import compare
 from parity.errors import ComparisonError
+from parity.optimised import Optimised
 from parity.references import Reference, SavedModelReference, SavedReference, save_reference
 from parity.render import junit, print_report
 from parity.report import STATUSES, Report
@@ -49,6 +53,11 @@ _STREAM_CHUNKS = (1, 2, 3)
     "--weights",
     type=click.Path(dir_okay=False),
     help="Converted file to compare. Default: convert SOURCE.",
+)
+@click.option(
+    "--optimize",
+    type=click.Choice(["eager", "compile", "aot"]),
+    help="Compare the optimised network; aot is also what a .pt2 given as --weights is.",
 )
 @click.option(
     "--input",
@@ -91,6 +100,7 @@ _STREAM_CHUNKS = (1, 2, 3)
 def parity(
     source: str,
     weights: str | None,
+    optimize: str | None,
     clip_source: str,
     frames: int | None,
     size: str | None,
@@ -148,7 +158,7 @@ def parity(
                 click.echo(f"reference written to {save_reference}")
                 return
         progress("loading the network")
-        model = _model(weights, source, reference)
+        model = _model(weights, source, reference, optimize)
         report = compare(
             reference,
             model,
@@ -162,6 +172,14 @@ def parity(
         _write(report, html, json_path, junit_path)
     console = Console(highlight=False, soft_wrap=not on_terminal())
     print_report(report, console)
+    folded = report.model.get("folded", ())
+    if folded:
+        click.echo(
+            f"folded: {len(folded)} activations are no longer there in the optimised network and "
+            f"were not compared; --json lists them"
+        )
+        if not report:
+            click.echo("causes: compare the readable network, which is without --optimize")
     for label, path in (("report", html), ("json", json_path), ("junit", junit_path)):
         if path is not None:
             click.echo(f"{label}: {path}")
@@ -185,13 +203,30 @@ def _open_reference(source: str, given: Mapping[str, Any], verbose: bool) -> Ite
             yield reference
 
 
-def _model(weights: str | None, source: str, reference: Reference) -> nn.Module:
-    if weights is not None:
-        return load(weights)
+def _model(weights: str | None, source: str, reference: Reference, level: str | None) -> nn.Module:
+    compiled = weights is not None and Path(weights).suffix == PACKAGE
+    if (level == "aot") != compiled and (level or compiled):
+        if level == "aot":
+            raise ComparisonError(
+                "--optimize aot compares a file: give a .pt2 that 'movinet-port compile' wrote "
+                "as --weights"
+            )
+        if level is not None:
+            raise ComparisonError(f"{weights} is compiled already; leave out --optimize {level}")
     spec = getattr(reference, "spec", None)
-    if not isinstance(spec, ModelSpec):
-        raise ComparisonError(f"{source} says nothing about the network; give --weights")
-    return Checkpoint(spec, dict(reference.parameters)).build()
+    if compiled or weights is None:
+        if not isinstance(spec, ModelSpec):
+            raise ComparisonError(f"{source} says nothing about the network; give --weights")
+        model = Checkpoint(spec, dict(reference.parameters)).build()
+    if weights is not None:
+        loaded = load(weights)
+        if isinstance(loaded, InferenceNetwork):
+            # What is in a package cannot be computed in float64; its source's weights can.
+            return Optimised(loaded, fold_network(model))
+        model = loaded
+    if level is None:
+        return model
+    return Optimised(optimised(model, level), fold_network(model))
 
 
 def _clip(

@@ -147,7 +147,7 @@ def compare(
             f"{subject.network.spec.name} base sees a clip as a whole; leave out the chunks"
         )
     with clock("running the reference"):
-        moments = reference.run(parts)
+        moments = _without(subject.folded, reference.run(parts))
     _check_pairs(moments, subject)
     comparison = Comparison(subject, parts, moments)
     with clock("running each layer on the reference's input"):
@@ -168,7 +168,8 @@ def compare(
         layers=results,
         states=states,
     )
-    if diagnose and not report:
+    # The diagnosis compares parameters and replaces layers: it is for the readable network.
+    if diagnose and not report and not subject.folded:
         from parity.diagnose import diagnose as explain
 
         with clock("looking for the causes"):
@@ -449,6 +450,19 @@ def split_clip(clip: Array | Tensor, chunks: Sequence[int] | None) -> list[Array
     return [np.ascontiguousarray(part) for part in np.split(video, edges, axis=2)]
 
 
+def _without(folded: Sequence[str], moments: Sequence[Moment]) -> list[Moment]:
+    """Return the moments less the activations that the network declares as folded."""
+    return [
+        dataclasses.replace(
+            moment,
+            activations={
+                tap: value for tap, value in moment.activations.items() if tap not in folded
+            },
+        )
+        for moment in moments
+    ]
+
+
 def _check_pairs(moments: Sequence[Moment], subject: Subject) -> None:
     there, here = set(moments[0].activations), set(subject.table)
     alone = [f"{name} (reference only)" for name in moments[0].activations if name not in here]
@@ -465,6 +479,8 @@ def _describe(subject: Subject, name: str | None) -> dict[str, Any]:
     if subject.network is not None:
         spec = subject.network.spec
         described["network"] = f"{spec.name} {spec.mode}"
+    if subject.folded:
+        described["folded"] = list(subject.folded)
     described["dtype"] = str(subject.dtype).removeprefix("torch.")
     return described
 

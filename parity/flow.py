@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from movinet_port.layers import Bottleneck, Classifier, SqueezeExcitation
-from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
+from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER, MoViNet
 from parity.taps import INPUT
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Flow:
     def __init__(self, comparison: Comparison) -> None:
         network = comparison.subject.network
         assert network is not None
+        assert isinstance(network, MoViNet)  # the diagnosis is not for optimised ones
         self.network = network
         self.comparison = comparison
         self.layers = network.layer_names

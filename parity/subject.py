@@ -21,6 +21,7 @@ from movinet_port.errors import nearest
 from movinet_port.layers import ClipPool, CumulativePool, SpatialPool
 from movinet_port.model import MoViNet
 from parity.errors import ComparisonError
+from parity.optimised import Optimised
 from parity.taps import INPUT, default_table, find_network
 
 Array: TypeAlias = NDArray[Any]
@@ -80,7 +81,7 @@ class Subject:
         self.modules: dict[str, nn.Module] = {tap: known[p] for tap, p in self.table.items()}
         found = find_network(model)
         self.prefix = found[0] if found else ""
-        self.network: MoViNet | None = found[1] if found else None
+        self.network: MoViNet | Optimised | None = found[1] if found else None
         # What the network remembers as it is handed in: a video's beginning should be nothing.
         self.initial: dict[str, Tensor] = {}
         if self.network is not None and self.network._state is not None:
@@ -94,9 +95,16 @@ class Subject:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the network's first floating-point parameter."""
+        if isinstance(self.network, Optimised):
+            return self.network.dtype
         return next(
             (p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32
         )
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """Taps of a MoViNet that an optimised one no longer has."""
+        return self.network.folded if isinstance(self.network, Optimised) else ()
 
     def parameters(self) -> dict[str, Tensor]:
         """Return parameters and buffers, under the names that the taps' modules have."""
@@ -261,6 +269,10 @@ class Subject:
     @contextlib.contextmanager
     def _as(self, dtype: torch.dtype | None) -> Iterator[None]:
         """Compute in `dtype`; parameters, statistics and states are put back at the end."""
+        if isinstance(self.network, Optimised):
+            with self.network.computing_in(dtype):
+                yield
+            return
 
         def cast(value: Tensor) -> Tensor:
             return value.to(dtype) if dtype is not None and value.is_floating_point() else value

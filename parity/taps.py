@@ -18,6 +18,7 @@ from movinet_port.layers import Bottleneck, Classifier, SqueezeExcitation
 from movinet_port.model import MoViNet
 from movinet_port.spec import LayerSpec, ModelSpec
 from parity.errors import ComparisonError
+from parity.optimised import Optimised
 
 INPUT = "input"
 
@@ -207,9 +208,10 @@ class GraphTaps(GraphEvidence):
         raise ComparisonError(f"no result of the serving signature depends on its state {argument}")
 
 
-def find_network(model: nn.Module) -> tuple[str, MoViNet] | None:
+def find_network(model: nn.Module) -> tuple[str, MoViNet | Optimised] | None:
     """Return (path, network) of the one MoViNet that `model` is or contains, or None."""
-    found = [(path, m) for path, m in model.named_modules() if isinstance(m, MoViNet)]
+    kinds = (MoViNet, Optimised)
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, kinds)]
     if len(found) > 1:
         raise ComparisonError(
             f"the model contains {len(found)} MoViNets ({', '.join(path for path, _ in found)}); "
@@ -231,7 +233,6 @@ def default_table(model: nn.Module) -> dict[str, str]:
             f"reference's names and the model's modules"
         )
     prefix, network = found
-    paths: dict[str, Any] = {
-        name: f"{prefix}.{name}".strip(".") for name in model_taps(network) if name != INPUT
-    }
+    taps = network.taps if isinstance(network, Optimised) else model_taps(network)
+    paths: dict[str, Any] = {name: f"{prefix}.{name}".strip(".") for name in taps if name != INPUT}
     return {INPUT: prefix, **paths}

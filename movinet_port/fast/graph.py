@@ -123,9 +123,9 @@ def compile_graph(network: FastMoViNet) -> GraphNetwork:
     return GraphNetwork(network.spec, network.labels, function, network.dtype)
 
 
-# Of Inductor. Weights laid out ahead, and its own matrix products, with bias and activation in them:
-# PyTorch's single ones cost more to call than to compute. Written once, an activation is read by nine or more terms of a depthwise
-# convolution: computing it again for each of them costs more than keeping it.
+# Of Inductor. Weights are laid out ahead for its own matrix products, which have bias and
+# activation in them: PyTorch's single ones cost more to call than to compute. An activation is
+# written once and read by nine or more terms of a depthwise convolution, not computed again.
 OPTIONS: dict[str, bool | int | str] = {
     "freezing": True,
     "max_autotune": True,

@@ -6,14 +6,15 @@ convolution is one matrix product and a frame is one piece of memory.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from movinet_port.errors import StateError
+from movinet_port.errors import SpecError, StateError
 from movinet_port.fast.fold import Folded, FoldedConv, FoldedGate, FoldedLayer, Matrix
 from movinet_port.fast.state import Held, hold
 from movinet_port.layers import at_least_float32, legacy_padding, same_padding
@@ -151,19 +152,24 @@ class Pointwise(Part):
         self.store(weight=matrix.weight.contiguous(), bias=matrix.bias)
         self.activation = _ACTIVATIONS[activation] if activation else None
         self.fused = _FUSED.get(activation or "", "none")
+        self.quantized = False
         self.prepare()
 
     def prepare(self) -> None:
-        """Transpose the weight."""
+        """Transpose the weight, or quantise it."""
         weight = self._buffers["weight"]
         assert weight is not None
         self.weight = weight
         self.matrix = weight.t()
         self.large = weight.numel() >= MANY_WEIGHTS
         self.constant = self._buffers["bias"]
+        self.packed = _quantise(weight, self.constant) if self.quantized else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a new tensor, (rows, out channels), of (rows, in channels)."""
+        if self.packed is not None:
+            y = torch.ops.quantized.linear_dynamic(x, self.packed)
+            return y if self.activation is None else self.activation(y)
         if x.shape[0] == 1 and torch.compiler.is_compiling():
             # One vector: a compiler fuses the sum with what is around it.
             y = (x * self.weight).sum(1)[None]
@@ -178,6 +184,17 @@ class Pointwise(Part):
         else:
             y = torch.addmm(self.constant, x, self.matrix)
         return y if self.activation is None else self.activation(y)
+
+
+def _quantise(weight: Tensor, bias: Tensor | None) -> Any:
+    """Return an 8-bit weight, one scale per output channel, for products of 8-bit numbers."""
+    scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).double()
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # Announced to go; what replaces it has no dynamic product yet.
+        warnings.simplefilter("ignore", UserWarning)
+        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(quantised, bias)
 
 
 # Kernels for each tap, whether oneDNN has laid them out, equal padding of height and width.
@@ -312,11 +329,11 @@ class StreamConv(Part):
             return [(joined[tap * batch : (tap + run.frames) * batch], 0) for tap in range(taps)]
         before, _ = same_padding(run.frames, taps, 1)
         windows = []
-        for number in range(taps):
-            shift = number - before
-            first, last = max(0, -shift), min(run.frames, run.frames - shift)
-            part = x[(first + shift) * batch : max(last + shift, first + shift) * batch]
-            windows.append((part, first * batch))
+        for tap in range(taps):
+            shift = tap - before
+            start, stop = max(0, -shift), min(run.frames, run.frames - shift)
+            part = x[(start + shift) * batch : max(stop + shift, start + shift) * batch]
+            windows.append((part, start * batch))
         return windows
 
     def _full(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> int:
@@ -567,13 +584,13 @@ class Layer(Part):
         self.expansion = Pointwise(folded.expansion, spec.activation)
         self.depthwise = StreamConv(f"{name}.depthwise", name, folded.depthwise, spec)
         self.gate = None if folded.gate is None else Gate(name, folded.gate, spec)
+        self.project = Pointwise(Matrix(folded.projection))
         self.skip = None if folded.skip is None else Pointwise(Matrix(folded.skip))
         self.pools = folded.depthwise.stride != (1, 1)
         self.offset: Tensor
         self.offset_before: Tensor
         # Nothing is computed with the offsets: they say what the true values are.
         self.store(
-            projection=folded.projection.contiguous(),
             offset=folded.offset,
             offset_before=offset_before,
         )
@@ -581,7 +598,6 @@ class Layer(Part):
 
     def prepare(self) -> None:
         """Reach for the modules inside."""
-        self.matrix = self._buffers["projection"]
         self.steps = (
             self.expansion.forward,
             self.depthwise.forward,
@@ -618,20 +634,21 @@ class Layer(Part):
                     x = run.see(f"{self.name}.skip.pool", x, self.offset_before)
                 rows = x.view(-1, x.shape[3])
             rows = skip(rows)
-        weight = self.matrix
-        assert weight is not None
+        weight = self.project.weight
         if gate_of is not None:
             gate = gate_of(hidden, run, means)
             if run.traced and gate.shape[0] == 1:
                 hidden = hidden * gate
-            elif gate.shape[0] == 1:
+            elif gate.shape[0] == 1 and not self.project.quantized:
                 # One gate for all there is: the matrix is smaller than the activations.
                 weight = weight * gate
             else:
                 # (frames or 1, batch, pixels, channels)
                 apart = hidden.view(-1, gate.shape[0], shape[1] * shape[2], shape[3])
                 apart.mul_(gate[:, None, :])
-        if run.traced:
+        if self.project.quantized:
+            y = rows.add_(self.project.forward(hidden))
+        elif run.traced:
             y = torch.mm(hidden, weight.t()) + rows
         elif rows.shape[0] >= MANY_ROWS and weight.shape[1] >= MANY_COLUMNS and fuses(rows):
             y = torch.ops.mkldnn._linear_pointwise.binary(hidden, rows, weight, None, "add")
@@ -871,6 +888,28 @@ class FastMoViNet(InferenceNetwork):
         if state is None:
             return logits, None
         return logits, Held(run.new_frames, run.new_pools, state.count + run.frames)
+
+    def quantise(self) -> None:
+        """Compute the large 1 x 1 convolutions with 8-bit weights and activations from now on.
+
+        Activations are quantised as they come, one scale for each matrix of them. Depthwise
+        convolutions and squeeze-excitations stay as they are.
+
+        Raises:
+            SpecError: the network is not float32 on a CPU, or PyTorch has no 8-bit products here.
+        """
+        if self.dtype != torch.float32 or self.device.type != "cpu":
+            raise SpecError(
+                f"int8 needs a float32 network on the CPU, found {self.dtype} on {self.device}"
+            )
+        if torch.backends.quantized.engine == "none":
+            raise SpecError("int8: this PyTorch has no engine for quantised products")
+        blocks = [self.head, self.hidden, self.output]
+        for layer in self.bottlenecks:
+            blocks += [layer.expansion, layer.project]
+        for block in blocks:
+            block.quantized = True
+            block.prepare()
 
     def taps(self) -> list[str]:
         """Return the activations that a `Tap` is shown, by the readable network's names."""

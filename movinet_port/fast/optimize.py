@@ -13,7 +13,11 @@ LEVELS = ("eager", "compile")
 
 
 def optimize(
-    model: MoViNet, level: str = "eager", *, dtype: torch.dtype | None = None
+    model: MoViNet,
+    level: str = "eager",
+    *,
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> InferenceNetwork:
     """Return a network for inference with the outputs of `model` within rounding.
 
@@ -28,7 +32,10 @@ def optimize(
             shape of clip that it meets. The third level, compiled ahead of time for one shape, is
             a file: 'movinet-port compile', or `movinet_port.fast.aot.compile_package`, writes it
             and `movinet_port.load` reads it.
-        dtype: to compute in; by default that of `model`. Half types are never chosen silently.
+        dtype: to compute in; by default that of `model`. `torch.bfloat16` is never chosen
+            silently: it changes the logits, see `movinet_port.fast.agreement`.
+        quantize: "int8" for 8-bit 1 x 1 convolutions on the CPU, level "eager" only; it changes
+            the logits too. None, the default, for none.
 
     Returns:
         A network with the call signature of `MoViNet`: ``model(clip)`` and
@@ -36,7 +43,7 @@ def optimize(
         ``labels``. Its states and the readable network's are the same.
 
     Raises:
-        SpecError: there is no such level, or the model has no weights.
+        SpecError: there is no such level or quantisation, or the model has no weights.
     """
     if level == "aot":
         raise SpecError(
@@ -49,7 +56,13 @@ def optimize(
         )
     if not isinstance(model, MoViNet):
         raise SpecError(f"optimize expects a MoViNet, found {type(model).__name__}")
+    if quantize not in (None, "int8"):
+        raise SpecError(f"quantize is {quantize!r}, expected 'int8' or None")
     network = fold_network(model, dtype)
+    if quantize is not None:
+        if level != "eager":
+            raise SpecError(f"quantize='int8' is for level 'eager', found level {level!r}")
+        network.quantise()
     if level == "eager":
         return network
     from movinet_port.fast.graph import compile_graph

@@ -1,0 +1,331 @@
+"""The optimised networks: the readable one's outputs and states, by other arithmetic."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import movinet_port
+from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
+from movinet_port.cli import main
+from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
+from movinet_port.fast import FastMoViNet, network
+from movinet_port.fast.agreement import agreement
+from movinet_port.fast.aot import CompileError, read_package
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# The largest logit's share that rounding may change.
+ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+BASE = [{"conv_type": c, "se_type": s} for c in ("3d", "2plus1d") for s in ("3d", "2plus3d")]
+BASE += [{"conv_type": "3d_2plus1d", "se_type": "2d"}, {"se_type": "none"}]
+STREAM: list[dict[str, Any]] = [
+    {},
+    {"positional_encoding": True},
+    {"conv_type": "3d", "se_type": "3d", "activation": "swish", "gate": "sigmoid"},
+    {"conv_type": "3d", "causal_padding": "legacy"},
+    {"conv_type": "3d_2plus1d", "se_type": "2d", "positional_encoding": True},
+    {"se_type": "none", "activation": "relu"},
+    {"gate": "hard_sigmoid_relu6", "activation": "relu6"},
+    {"stem": StemSpec(filters=8, kernel_size=(3, 3, 3))},
+    {"stem": StemSpec(filters=8, kernel_size=(3, 3, 3)), "conv_type": "3d"},
+]
+ARCHITECTURES = [("base", c) for c in BASE] + [("stream", c) for c in STREAM]
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, dict):
+        return "-".join(v if isinstance(v, str) else k for k, v in value.items()) or "published"
+    return str(value)
+
+
+@pytest.fixture(scope="module")
+def build(
+    mini_spec: Callable[..., ModelSpec], randomised: Callable[..., Any]
+) -> Callable[..., MoViNet]:
+    """Factory: a mini network with random values everywhere, in eval mode."""
+
+    def make(mode: str = "stream", **changes: Any) -> MoViNet:
+        model: MoViNet = randomised(MoViNet(mini_spec(mode, **changes)))
+        return model
+
+    return make
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference as a share of the largest value."""
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def watch(model: Any, video: torch.Tensor, parts: tuple[int, ...]) -> list[torch.Tensor]:
+    """Return the logits after each part of a video that starts now."""
+    model.clean_activation_buffers()
+    return [model(clip) for clip in video.split(parts, dim=2)]
+
+
+@pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=_name)
+@pytest.mark.parametrize(
+    ("batch", "size", "parts"), [(1, (33, 46), (1, 1, 3)), (2, (32, 32), (2, 1))], ids=_name
+)
+def test_eager_gives_the_logits_of_the_readable_network(
+    build: Any, mode: str, changes: dict[str, Any], dtype: Any, batch: int, size: Any, parts: Any
+) -> None:
+    model = build(mode, **changes).to(dtype)
+    video = torch.rand(batch, 3, sum(parts), *size, dtype=dtype)
+    fast = optimize(model)
+    found, expected = watch(fast, video, parts), watch(model, video, parts)
+    assert max(map(error, found, expected)) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("changes", STREAM, ids=_name)
+def test_either_network_goes_on_from_the_states_of_the_other(
+    build: Any, changes: dict[str, Any]
+) -> None:
+    model = build(**changes)
+    fast = optimize(model)
+    video = torch.rand(2, 3, 6, 30, 37)
+    whole = watch(model, video, (1,) * 6)
+    state = model.init_state(2, 30, 37)
+    for frame, network_, expected in zip(
+        video.split(1, dim=2), (fast, model, fast, fast, model, model), whole, strict=True
+    ):
+        with torch.no_grad():
+            logits, state = network_.step(frame, state)
+        assert error(logits, expected) < ROUNDING[torch.float32]
+    alone = model.init_state(2, 30, 37)
+    for name, value in state.items():
+        assert (value.shape, value.dtype) == (alone[name].shape, alone[name].dtype)
+
+
+def test_a_state_of_the_fast_network_takes_part_in_gradients(build: Any) -> None:
+    model = build()
+    frame = torch.rand(1, 3, 1, 32, 32)
+    _, state = optimize(model).step(frame, model.init_state(1, 32, 32))
+    model.step(frame, state)[0].sum().backward()
+    assert model.stem.conv.weight.grad is not None
+
+
+def test_a_step_leaves_the_state_that_it_was_given(build: Any) -> None:
+    fast = optimize(build())
+    frame = torch.rand(1, 3, 1, 32, 32)
+    _, state = fast.step(frame, fast.init_state(1, 32, 32))
+    before = {name: value.clone() for name, value in state.items()}
+    first, _ = fast.step(frame, state)
+    again, _ = fast.step(frame, state)
+    assert torch.equal(first, again)
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("changes", BASE, ids=_name)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_long_clip_in_pieces_gives_the_same_logits(
+    build: Any, changes: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("base", **changes)
+    fast = optimize(model)
+    clip = torch.rand(batch, 3, 11, 29, 34)
+    monkeypatch.setattr(network, "CACHED_BYTES", 40_000)
+    monkeypatch.setattr(network, "MANY_ROWS", 100)
+    monkeypatch.setattr(network, "MANY_COLUMNS", 24)
+    with torch.no_grad():
+        assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
+
+
+def test_the_mode_and_the_later_training_of_the_model_do_not_matter(build: Any) -> None:
+    model = build("base")
+    clip = torch.rand(1, 3, 3, 32, 32)
+    expected = model(clip)
+    fast = optimize(model.train())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert error(fast(clip), expected) < ROUNDING[torch.float32]
+
+
+def test_the_fast_network_has_no_gradients(build: Any) -> None:
+    fast = optimize(build("base"))
+    assert not list(fast.parameters())
+    assert not fast(torch.rand(1, 3, 2, 32, 32, requires_grad=True)).requires_grad
+
+
+def test_another_size_needs_a_new_video(build: Any) -> None:
+    fast = optimize(build())
+    fast(torch.rand(1, 3, 1, 32, 32))
+    with pytest.raises(StateError, match="clean_activation_buffers"):
+        fast(torch.rand(1, 3, 1, 48, 32))
+    fast.clean_activation_buffers()
+    fast(torch.rand(1, 3, 1, 48, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"level": "fastest"}, "level is 'fastest'"),
+        ({"level": "aot"}, "movinet-port compile"),
+        ({"quantize": "int4"}, "quantize is 'int4'"),
+        ({"quantize": "int8", "level": "compile"}, "level 'eager'"),
+        ({"quantize": "int8", "dtype": torch.bfloat16}, "float32"),
+    ],
+)
+def test_what_a_level_cannot_do_is_one_line(
+    build: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
+        optimize(build(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_weights_is_refused(mini_spec: Any) -> None:
+    with torch.device("meta"):
+        model = MoViNet(mini_spec())
+    with pytest.raises(SpecError, match="no weights"):
+        optimize(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [({"dtype": torch.bfloat16}, 0.2), ({"quantize": "int8"}, 0.2)],
+    ids=["bfloat16", "int8"],
+)
+@pytest.mark.parametrize("mode", ["base", "stream"])
+def test_lower_precision_stays_near_and_is_not_the_default(
+    build: Any, mode: str, options: dict[str, Any], largest: float
+) -> None:
+    model = build(mode)
+    low = agreement(model, optimize(model, **options), clips=4, size=(32, 32))
+    plain = agreement(model, optimize(model), clips=4, size=(32, 32))
+    assert plain.largest < ROUNDING[torch.float32]
+    assert plain.top1 == 1.0
+    assert 10 * plain.rms < low.rms < largest
+
+
+def test_load_optimises(build: Any, tmp_path: Path) -> None:
+    model = build("base")
+    checkpoint = movinet_port.Checkpoint(model.spec, model.state_dict(), labels=tuple("abcdefg"))
+    movinet_port.save(checkpoint, tmp_path / "mini.pt")
+    fast = movinet_port.load(tmp_path / "mini.pt", optimize="eager")
+    assert isinstance(fast, FastMoViNet)
+    assert fast.labels == tuple("abcdefg")
+    clip = torch.rand(1, 3, 2, 32, 32)
+    assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
+
+
+@pytest.fixture(scope="module")
+def package(
+    tiny_spec: Callable[..., ModelSpec],
+    randomised: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, MoViNet]:
+    """A tiny stream network's package, made by the command, and the network."""
+    folder = tmp_path_factory.mktemp("package")
+    model: MoViNet = randomised(MoViNet(tiny_spec("stream")))
+    checkpoint = movinet_port.Checkpoint(model.spec, model.state_dict(), labels=("x", "y", "z"))
+    movinet_port.save(checkpoint, folder / "tiny.pt")
+    command = ["compile", "--weights", str(folder / "tiny.pt"), "--size", "20x24"]
+    result = CliRunner().invoke(main, [*command, "-o", str(folder / "tiny.pt2")])
+    assert result.exit_code == 0, result.output
+    return folder / "tiny.pt2", model
+
+
+def test_a_package_gives_the_logits_and_states_of_the_readable_network(
+    package: tuple[Path, MoViNet],
+) -> None:
+    path, model = package
+    compiled = movinet_port.load(path)
+    assert (compiled.spec, compiled.labels) == (model.spec, ("x", "y", "z"))
+    video = torch.rand(1, 3, 5, 20, 24)
+    found, expected = watch(compiled, video, (1,) * 5), watch(model, video, (1,) * 5)
+    assert max(map(error, found, expected)) < ROUNDING[torch.float32]
+    state = model.init_state(1, 20, 24)
+    with torch.no_grad():
+        for frame, network_, logits in zip(
+            video.split(1, dim=2),
+            (compiled, model, compiled, compiled, model),
+            expected,
+            strict=True,
+        ):
+            found_, state = network_.step(frame, state)
+            assert error(found_, logits) < ROUNDING[torch.float32]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 20, 24), (1, 3, 2, 20, 24), (1, 3, 1, 20, 25)])
+def test_a_package_names_the_shape_that_it_was_compiled_for(
+    package: tuple[Path, MoViNet], shape: tuple[int, ...]
+) -> None:
+    compiled = movinet_port.load(package[0])
+    with pytest.raises(StateError, match=r"compiled for \(1, 1, 20, 24\)"):
+        compiled(torch.rand(shape))
+
+
+def test_a_package_loads_with_no_compiler(package: tuple[Path, MoViNet]) -> None:
+    program = (
+        "import sys, torch, movinet_port\n"
+        "compiled = movinet_port.load(sys.argv[1])\n"
+        "print(tuple(compiled(torch.rand(1, 3, 1, 20, 24)).shape))\n"
+    )
+    environment = {**os.environ, "PATH": "", "CXX": "/bin/false", "CC": "/bin/false"}
+    environment["PYTHONPATH"] = str(Path(movinet_port.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(package[0])],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert result.stdout.strip() == "(1, 3)", result.stderr
+
+
+def test_a_package_for_another_machine_is_refused(
+    package: tuple[Path, MoViNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "Z80")
+    with pytest.raises(CheckpointError, match="here Z80"):
+        movinet_port.load(package[0])
+
+
+def test_a_package_that_is_none_is_refused(package: tuple[Path, MoViNet], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.pt2"
+    damaged.write_bytes(package[0].read_bytes()[:-2000])
+    text = tmp_path / "text.pt2"
+    text.write_text("nothing")
+    for path in (damaged, text):
+        with pytest.raises(CheckpointError, match="no package of movinet-port"):
+            movinet_port.load(path)
+    assert read_package(package[0]).shape == (1, 1, 20, 24)
+
+
+def test_a_compiler_that_is_not_there_leaves_no_file(
+    package: tuple[Path, MoViNet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from movinet_port.fast import aot
+
+    def no_compiler(*_: Any) -> None:
+        raise CompileError("cannot compile: no C++ compiler is found")
+
+    monkeypatch.setattr(aot, "_compile", no_compiler)
+    fast = optimize(package[1])
+    assert isinstance(fast, FastMoViNet)
+    with pytest.raises(MovinetPortError, match="no C\\+\\+ compiler"):
+        aot.compile_package(fast, tmp_path / "new.pt2", size=(20, 24))
+    assert not list(tmp_path.iterdir())
+
+
+def test_compile_level_gives_the_same_logits(
+    tiny_spec: Callable[..., ModelSpec], randomised: Callable[..., Any]
+) -> None:
+    model = randomised(MoViNet(tiny_spec("base")))
+    clip = torch.rand(1, 3, 3, 18, 21)
+    with torch.no_grad():
+        assert error(optimize(model, "compile")(clip), model(clip)) < ROUNDING[torch.float32]

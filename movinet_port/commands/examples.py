@@ -31,6 +31,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "torchrun --no-python --nproc-per-node 4 movinet-port finetune videos --weights a0_base.pt "
         "-o run",
     ),
+    "export": (
+        "movinet-port export --weights a0_stream.pt --to onnx -o a0_stream.onnx",
+        "movinet-port export --weights run/best.pt --to tf-checkpoint -o checkpoint/mine",
+    ),
+    "compile": ("movinet-port compile --weights a0_stream.pt --size 172 -o a0_stream.pt2",),
     "demo": ("movinet-port demo --out demo",),
     "completion": (
         'eval "$(movinet-port completion bash)"  # in ~/.bashrc',

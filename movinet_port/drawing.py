@@ -41,7 +41,7 @@ def require_pillow() -> None:
 class History:
     """Probabilities over time in bounded memory: when it is full, every other moment goes."""
 
-    def __init__(self, most: int = 2000) -> None:
+    def __init__(self, most: int = 500) -> None:
         self._most = most
         self._every = 1
         self._count = 0

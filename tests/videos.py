@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -66,9 +67,6 @@ def write(
         stream.options = options or {}
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        if matrix is not None:
-            a, b, c, d = (value << 16 for value in matrix)
-            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         sound: Any = container.add_stream("pcm_s16le", rate=8000) if audio else None
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
@@ -78,7 +76,23 @@ def write(
         container.mux(stream.encode(None))
         if sound is not None:
             _encode_silence(container, sound)
+    if matrix is not None:
+        _turn(path, matrix)
     return path
+
+
+def _turn(path: Path, matrix: Sequence[int]) -> None:
+    """Put a display matrix into an MP4's track header: no PyAV before 18 writes one."""
+    content = path.read_bytes()
+    place = content.index(b"tkhd") + 44
+
+    def stored(a: int, b: int, c: int, d: int) -> bytes:
+        return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+    upright = stored(1, 0, 0, 1)
+    assert content[place : place + len(upright)] == upright
+    a, b, c, d = matrix
+    path.write_bytes(content[:place] + stored(a, b, c, d) + content[place + len(upright) :])
 
 
 def write_sound(path: Path) -> Path:

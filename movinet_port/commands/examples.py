@@ -33,7 +33,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "export": (
         "movinet-port export --weights a0_stream.pt --to onnx -o a0_stream.onnx",
-        "movinet-port export --weights mine.pt --to saved-model -o mine",
+        "movinet-port export --weights run/best.pt --to tf-checkpoint -o checkpoint/mine",
     ),
     "compile": ("movinet-port compile --weights a0_stream.pt --size 172 -o a0_stream.pt2",),
     "demo": ("movinet-port demo --out demo",),

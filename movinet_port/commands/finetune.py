@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -181,8 +182,15 @@ def finetune(
         resume=resume,
         tensorboard=tensorboard,
     )
+    # Beside a spinner on the terminal, rich takes standard output over: a pipe is left alone.
+    pipe = None if sys.stdout is None or sys.stdout.isatty() else sys.stdout
     with training.joined(device) as process, show_progress() as progress:
-        history = training.finetune(run, process, report=_show_epoch, progress=progress)
+        history = training.finetune(
+            run,
+            process,
+            report=lambda epoch: click.echo(_line(epoch), file=pipe),
+            progress=progress,
+        )
     if process.is_first and (out / training.run.BEST).exists():
         best = max(history, key=lambda epoch: epoch.val_accuracy)
         click.echo(f"best {100 * best.val_accuracy:.1f} % in epoch {best.epoch}; {out / 'best.pt'}")
@@ -190,8 +198,8 @@ def finetune(
         click.echo(f"written {out / 'last.pt'}")
 
 
-def _show_epoch(epoch: Epoch) -> None:
-    click.echo(
+def _line(epoch: Epoch) -> str:
+    return (
         f"epoch {epoch.epoch:>3}  loss {epoch.train_loss:.4f}  accuracy "
         f"{100 * epoch.train_accuracy:5.1f} %  validation: loss {epoch.val_loss:.4f}  accuracy "
         f"{100 * epoch.val_accuracy:5.1f} %  {epoch.seconds:.1f} s"

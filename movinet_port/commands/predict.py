@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     "--plot",
     type=click.Path(dir_okay=False),
     metavar="PNG",
-    help="Draw the probabilities over time; implies --stream's network and one video.",
+    help="Draw the probabilities over time; for stream networks, one video at a time.",
 )
 @click.option(
     "--annotate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,7 @@ def random_clip(
     return found.flip(-1) if augmentation.flip and draw() < 0.5 else found
 
 
+@functools.lru_cache(maxsize=1 << 20)
 def _seconds(path: Path) -> float:
     return probe(str(path)).seconds or 0.0
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from movinet_port.errors import MovinetPortError
 from movinet_port.files import whole_file
+from movinet_port.layers import StochasticDepth
 from movinet_port.model import MoViNet
 from movinet_port.training.data import Batches, DataError, VideoClips, seed_for
 from movinet_port.training.distributed import Process, distribute
@@ -288,13 +289,16 @@ class Trainer:
     def _run(self) -> dict[str, Any]:
         """What has to be equal for one run to be the continuation of another."""
         learns = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        modules = self.model.modules()
         return {
             **dataclasses.asdict(self.schedule),
             "clip": dataclasses.asdict(self._train.clip),
             "augmentation": repr(self._train.augmentation),
             "videos": len(self._train),
             "processes": self.process.world_size,
-            "classes": self.model.spec.num_classes,
+            "classes": list(self.model.labels or ()) or self.model.spec.num_classes,
+            "dropout": self.model.classifier.dropout.p,
+            "drop rates": [m.drop_rate for m in modules if isinstance(m, StochasticDepth)],
             "parameters that learn": len(learns),
         }
 

@@ -34,7 +34,7 @@ from movinet_port.predict import Predictor  # noqa: E402
 from movinet_port.video import write_video  # noqa: E402
 
 FPS = 25.0
-HEIGHT, WIDTH = 240, 320
+HEIGHT, WIDTH = 128, 160
 
 
 def pictures(count: int) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from movinet_port.errors import MovinetPortError
+from movinet_port.fast import InferenceNetwork
 from movinet_port.model import MoViNet, create_model
 
 # The authors' README: A6 "can be constructed as an ensemble of MoViNet-A4 and MoViNet-A5".
@@ -67,7 +68,7 @@ def mean_log_softmax(logits: Tensor) -> Tensor:
     return torch.logsumexp(each, dim=0) - count.log()
 
 
-def check_members(members: Sequence[MoViNet]) -> None:
+def check_members(members: Sequence[MoViNet | InferenceNetwork]) -> None:
     """Check that networks can be averaged.
 
     Raises:

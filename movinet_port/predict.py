@@ -16,6 +16,8 @@ from torch import Tensor
 from movinet_port.checkpoint import Checkpoint, load_checkpoint
 from movinet_port.ensemble import check_members
 from movinet_port.errors import CheckpointError, MovinetPortError
+from movinet_port.fast import InferenceNetwork
+from movinet_port.fast import optimize as optimized
 from movinet_port.inputs import InputFormat, published_input
 from movinet_port.labels import LabelsError, check_labels
 from movinet_port.model import MoViNet
@@ -98,11 +100,13 @@ class Predictor:
 
     def __init__(
         self,
-        models: Sequence[MoViNet],
+        models: Sequence[MoViNet | InferenceNetwork],
         formats: Sequence[InputFormat],
         labels: Sequence[str] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         check_members(models)
+        self._device = device or torch.device("cpu")
         self._members = [(m.eval(), made_for) for m, made_for in zip(models, formats, strict=True)]
         # The fastest last: where frames coincide, it sees its own after the others saw theirs.
         self._members.sort(key=lambda member: member[1].frames_per_second)
@@ -146,7 +150,7 @@ class Predictor:
                 clip, end = read_clip(source, made_for, start)
                 frames += clip.shape[2]
                 ends.append(end)
-                each.append(_probabilities(model, clip))
+                each.append(_probabilities(model, clip.to(self._device)))
             means.append(torch.stack(each).mean(0))
         return Prediction(max(ends), frames, torch.stack(means).mean(0))
 
@@ -177,7 +181,7 @@ class Predictor:
             for number, (model, made_for) in enumerate(self._members):
                 frames = iterate_frames(source, made_for.frames_per_second)
                 stack.enter_context(contextlib.closing(frames))
-                runs.append(_run(number, model, made_for, frames, chunk))
+                runs.append(_run(number, model, made_for, frames, chunk, self._device))
             latest: dict[int, Tensor] = {}
             # By time, then by member.
             for moment, number in heapq.merge(*runs, key=lambda run: (run[0].seconds, run[1])):
@@ -204,6 +208,7 @@ def load_predictor(
     frames: int | None = None,
     labels: Sequence[str] | None = None,
     device: str = "cpu",
+    optimize: str | None = None,
 ) -> Predictor:
     """Return what predicts with one checkpoint file, or with the mean of several.
 
@@ -214,22 +219,27 @@ def load_predictor(
             scaled to just that.
         labels: the classes' names instead of the checkpoint's.
         device: where to run, such as "cuda".
+        optimize: a level of `movinet_port.optimize`; None for the readable network.
 
     Raises:
         CheckpointError: a file cannot be read.
         EnsembleError: the networks do not go together.
         PredictError: a file does not say what its clips are, and nor do the options; or there is no
             such device.
+        SpecError: there is no such level.
     """
-    models, formats = [], []
+    where = _device(device)
+    models: list[MoViNet | InferenceNetwork] = []
+    formats = []
     for path in paths:
         checkpoint = load_checkpoint(path)
         formats.append(_input_format(path, checkpoint, size, resize, fps, frames))
         try:
-            models.append(checkpoint.build().to(_device(device)))
+            model = checkpoint.build()
         except (CheckpointError, LabelsError) as error:
             raise CheckpointError(f"cannot read {path}: {error}") from error
-    return Predictor(models, formats, labels)
+        models.append((model if optimize is None else optimized(model, optimize)).to(where))
+    return Predictor(models, formats, labels, where)
 
 
 def _device(name: str) -> torch.device:
@@ -293,13 +303,13 @@ def read_clip(source: str, made_for: InputFormat, start: float = 0.0) -> tuple[T
 
 def _run(
     number: int,
-    model: MoViNet,
+    model: MoViNet | InferenceNetwork,
     made_for: InputFormat,
     frames: Iterator[Frame],
     chunk: int,
+    device: torch.device,
 ) -> Iterator[tuple[Moment, int]]:
     transform = made_for.transform()
-    device = next(model.parameters()).device
     state = None
     seen = 0
     while batch := list(itertools.islice(frames, chunk)):
@@ -314,8 +324,8 @@ def _run(
 
 
 @torch.inference_mode()
-def _probabilities(model: MoViNet, clip: Tensor) -> Tensor:
-    logits = model(clip.to(next(model.parameters()).device))
+def _probabilities(model: MoViNet | InferenceNetwork, clip: Tensor) -> Tensor:
+    logits = model(clip)
     return logits[0].float().softmax(0).cpu()
 
 

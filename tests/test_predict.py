@@ -193,6 +193,14 @@ def test_two_stream_networks_give_the_mean_of_what_each_saw_by_then(run: Any, fi
         assert likeliest(found[number]) == expected_top(Ensemble(models)(seen))
 
 
+@pytest.mark.parametrize("mode", ["base", "stream"])
+def test_an_optimised_network_predicts_the_same(run: Any, files: Any, mode: str) -> None:
+    options = ("--weights", files[f"{mode}.pt"], "--json", files["a.mp4"])
+    (plain,), (fast,) = (rows(run(*options, *more).out) for more in ((), ("--optimize", "eager")))
+    expected = [(index, pytest.approx(value, abs=1e-5)) for index, value in likeliest(plain)]
+    assert likeliest(fast) == expected
+
+
 def test_what_the_checkpoint_says_of_its_input_can_be_overruled(files: Any) -> None:
     predictor = load_predictor([files["base.pt"]], fps=10)
     (member,) = predictor._members

@@ -71,6 +71,12 @@ if TYPE_CHECKING:
 @click.option("--fps", type=click.FloatRange(0, min_open=True), help="Frames per second.")
 @click.option("--frames", type=click.IntRange(1), help="Of a base network's clip.")
 @click.option("--shard", metavar="I/N", help="Only every Nth of the videos, from the Ith.")
+@click.option(
+    "--optimize",
+    type=click.Choice(["eager", "compile"]),
+    help="Run the network folded, the same within rounding: faster. compile needs a C++ compiler "
+    "and minutes.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Such as cuda or mps.")
 def predict(
     videos: tuple[str, ...],
@@ -87,6 +93,7 @@ def predict(
     fps: float | None,
     frames: int | None,
     shard: str | None,
+    optimize: str | None,
     device: str,
 ) -> None:
     """Say what is in videos.
@@ -116,7 +123,13 @@ def predict(
     if (plot is not None or annotate is not None) and len(found) != 1:
         raise PredictError(f"--plot and --annotate draw one video, found {len(found)}")
     predictor = load_predictor(
-        weights, size=size, resize=resize, fps=fps, frames=frames, device=device
+        weights,
+        size=size,
+        resize=resize,
+        fps=fps,
+        frames=frames,
+        device=device,
+        optimize=optimize,
     )
     if label_source is not None:
         predictor.labels = find_labels(label_source, predictor.num_classes)

@@ -143,6 +143,26 @@ def test_onnx_carries_its_state_over_ten_chunks(exported, video) -> None:
     assert_follows(session, model, clips)
 
 
+STREAMS = [kind for kind, (mode, _) in KINDS.items() if mode == "stream"]
+
+
+@pytest.mark.parametrize("kind", [*STREAMS, "stream-se-3d"])
+def test_onnx_of_one_frame_at_a_time_follows_too(kind, checkpoint, video, tmp_path) -> None:
+    source = checkpoint("stream", **(KINDS[kind][1] if kind in KINDS else {"se_type": "3d"}))
+    path = tmp_path / "x.onnx"
+    export_checkpoint(source, path, "onnx", ClipShape(frames=1), verify=False)
+    for height, width in ((27, 22), (32, 35)):
+        clips = [video(2, 1, height, width, seed=n, dtype=torch.float32) for n in range(10)]
+        assert_follows(Session(path), source.build(), clips)
+
+
+def test_onnx_of_one_frame_at_a_time_has_no_3d_convolution(checkpoint, tmp_path) -> None:
+    export_checkpoint(checkpoint("stream"), tmp_path / "x.onnx", "onnx", ClipShape(frames=1))
+    nodes = onnx.load(tmp_path / "x.onnx").graph.node
+    kernels = [a.ints for n in nodes if n.op_type == "Conv" for a in n.attribute]
+    assert {len(k) for k in kernels} <= {0, 2, 4}
+
+
 def test_onnx_names_states_as_the_network_does(exported) -> None:
     session, model = exported
     states = model.state_shapes(48, 48) if model.spec.causal else {}

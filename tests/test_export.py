@@ -143,6 +143,26 @@ def test_onnx_carries_its_state_over_ten_chunks(exported, video) -> None:
     assert_follows(session, model, clips)
 
 
+STREAMS = [kind for kind, (mode, _) in KINDS.items() if mode == "stream"]
+
+
+@pytest.mark.parametrize("kind", [*STREAMS, "stream-se-3d"])
+def test_onnx_of_one_frame_at_a_time_follows_too(kind, checkpoint, video, tmp_path) -> None:
+    source = checkpoint("stream", **(KINDS[kind][1] if kind in KINDS else {"se_type": "3d"}))
+    path = tmp_path / "x.onnx"
+    export_checkpoint(source, path, "onnx", ClipShape(frames=1), verify=False)
+    for height, width in ((27, 22), (32, 35)):
+        clips = [video(2, 1, height, width, seed=n, dtype=torch.float32) for n in range(10)]
+        assert_follows(Session(path), source.build(), clips)
+
+
+def test_onnx_of_one_frame_at_a_time_has_no_3d_convolution(checkpoint, tmp_path) -> None:
+    export_checkpoint(checkpoint("stream"), tmp_path / "x.onnx", "onnx", ClipShape(frames=1))
+    nodes = onnx.load(tmp_path / "x.onnx").graph.node
+    kernels = [a.ints for n in nodes if n.op_type == "Conv" for a in n.attribute]
+    assert {len(k) for k in kernels} <= {0, 2, 4}
+
+
 def test_onnx_names_states_as_the_network_does(exported) -> None:
     session, model = exported
     states = model.state_shapes(48, 48) if model.spec.causal else {}
@@ -418,3 +438,36 @@ def test_a_saved_model_is_not_written_over_something(weights, tmp_path, capfd) -
     assert run(*arguments) == 2
     assert "exists" in capfd.readouterr().err
     assert (tmp_path / "there/file").read_text() == "kept"
+
+
+# The page.
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_page(folder: Path, languages: set[str]) -> list[str]:
+    """Run the page's blocks in these languages, in order, and return what they are."""
+    text = (ROOT / "docs/exporting.md").read_text("utf-8")
+    (folder / "weights").symlink_to(ROOT / "weights")
+    done = []
+    for language, block in re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", text, re.M | re.S):
+        if language not in languages:
+            continue
+        if language == "python":
+            exec(compile(block, "docs/exporting.md", "exec"), {})
+        else:
+            for line in block.splitlines():
+                with pytest.raises(SystemExit) as ended:
+                    main(line.split()[1:])
+                assert not ended.value.code, line
+        done.append(language)
+    return done
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_pages_commands_and_snippets_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_page(tmp_path, {"sh", "python"})
+    assert done.count("sh") == 4
+    assert done.count("python") == 3
+    assert (tmp_path / "mini_ckpt.index").exists()

@@ -9,7 +9,7 @@ import authors
 import numpy as np
 import pytest
 import torch
-from test_export import SAMPLE, TOLERANCE, Session, assert_follows
+from test_export import SAMPLE, TOLERANCE, Session, assert_follows, run_page
 
 from converters import convert
 from converters.sources import open_source
@@ -163,3 +163,11 @@ def test_onnx_of_a_published_network_follows_it_over_ten_chunks(
     size = {"a0": 172, "a2": 224}[name]
     clips = [video(1, 1 + n % 2, size, size, seed=n, dtype=torch.float32) for n in range(10)]
     assert_follows(Session(tmp_path / "x.onnx"), source.build(), clips)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_pages_commands_for_the_authors_code_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(tmp_path, {"sh", "sh reference"})
+    assert (tmp_path / "mini_saved_model/saved_model.pb").exists()
+    assert (tmp_path / "mini.weights.h5").exists()

@@ -41,11 +41,16 @@ def build_onnx(
         inputs: name -> axes: "video", then the states of a stream network.
         metadata: what goes into ``metadata_props``.
     """
-    return _Emitter(spec, weights, inputs).model(metadata)
+    one_frame = spec.causal and spec.splits_time and inputs[VIDEO][2] == 1
+    emitter = _FrameEmitter if one_frame and spec.stem.kernel_size[0] == 1 else _Emitter
+    return emitter(spec, weights, inputs).model(metadata)
 
 
 class _Emitter:
     """Emits one network; every value is (batch, channels, frames, height, width)."""
+
+    # The last axes of an activation.
+    space: tuple[int, ...] = (3, 4)
 
     def __init__(
         self,
@@ -153,7 +158,7 @@ class _Emitter:
         skip = x
         if layer.has_skip_projection:
             if layer.downsamples:
-                skip = self._average_pool(f"{name}.skip.pool", x, size)
+                skip = self._average_pool(f"{name}.skip.pool", x)
             skip = self._conv(f"{name}.skip", skip)
         x = self._conv(f"{name}.expansion", x, activation=spec.activation)
         shape = (layer.kernel_size, layer.strides)
@@ -222,26 +227,24 @@ class _Emitter:
         """Emit a convolution with what belongs to it folded in, and its activation."""
         conv = f"{name}.{part}conv"
         weight, bias = self._folded(conv, f"{name}.{part}norm" if norm else None, scale)
-        parameters = (
-            self.constant(f"{conv}.weight", weight),
-            self.constant(f"{conv}.bias", bias),
-        )
         padding, cut = self._padding(kernel, strides, size)
-        x = self.op(
-            "Conv",
-            conv,
-            x,
-            *parameters,
-            kernel_shape=kernel,
-            strides=strides,
-            group=groups,
-            **padding,
+        x = self._emit_conv(
+            conv, x, weight, bias, kernel_shape=kernel, strides=strides, group=groups, **padding
         )
         if cut is not None:
             x = self.op("Slice", f"{conv}.valid", x, *(self.ints(n) for n in (*cut, 2)))
         return (
             x if activation is None else self._activation(f"{name}.{part}activation", activation, x)
         )
+
+    def _emit_conv(
+        self, name: str, x: str, weight: NDArray[Any], bias: NDArray[Any], **attributes: Any
+    ) -> str:
+        parameters = (
+            self.constant(f"{name}.weight", weight),
+            self.constant(f"{name}.bias", bias),
+        )
+        return self.op("Conv", name, x, *parameters, **attributes)
 
     def _padding(
         self, kernel: Triple, strides: Triple, size: tuple[Axis, Axis] | None
@@ -271,13 +274,16 @@ class _Emitter:
             after.append(pads[1])
         return {"pads": [*before, *after]}, None
 
-    def _average_pool(self, name: str, x: str, size: tuple[Axis, Axis]) -> str:
+    def _average_pool(self, name: str, x: str) -> str:
+        return self._emit_pool(name, x, (1, 3, 3), (1, 2, 2))
+
+    def _emit_pool(self, name: str, x: str, kernel: Sequence[int], strides: Sequence[int]) -> str:
         return self.op(
             "AveragePool",
             name,
             x,
-            kernel_shape=(1, 3, 3),
-            strides=(1, 2, 2),
+            kernel_shape=kernel,
+            strides=strides,
             auto_pad="SAME_UPPER",
             count_include_pad=0,
         )
@@ -287,7 +293,9 @@ class _Emitter:
         spatial = None
         pooled = x
         if spec.se_type in ("2d", "2plus3d"):
-            pooled = spatial = self.op("ReduceMean", f"{name}.spatial_pool", x, self.ints(3, 4))
+            pooled = spatial = self.op(
+                "ReduceMean", f"{name}.spatial_pool", x, self.ints(*self.space)
+            )
         if spec.se_type != "2d":
             pool = self._cumulative_pool if spec.causal else self._clip_pool
             pooled = pool(layer, pooled)
@@ -351,8 +359,11 @@ class _Emitter:
         encoding = self.op("Concat", f"{name}.waves", *waves, axis=1)
         scale = self.constant(f"{name}.scale", self._numpy(f"{name}.scale"))
         encoding = self.op("Mul", f"{name}.scaled", encoding, scale)
-        encoding = self.op("Unsqueeze", f"{name}.encoding", encoding, self.ints(3, 4))
-        return self.op("Add", name, x, encoding)
+        return self.op("Add", name, x, self._encoding(f"{name}.encoding", encoding))
+
+    def _encoding(self, name: str, x: str) -> str:
+        """Give (batch, channels, frames) the axes of an activation."""
+        return self.op("Unsqueeze", name, x, self.ints(3, 4))
 
     def _width(self, name: str) -> int:
         return next(layer.expand_filters for layer in self.spec.layers() if layer.name == name)
@@ -393,6 +404,71 @@ class _Emitter:
         if scale is not None:
             factor, bias = factor * scale, bias * scale
         return weight * factor[:, None, None, None, None], bias
+
+
+class _FrameEmitter(_Emitter):
+    """Emits a (2+1)-D stream network that sees one frame at a time, with 2-D operations.
+
+    Values are (batch, channels, height, width), which runtimes have their fastest kernels for.
+    """
+
+    space = (2, 3)
+
+    def _network(self) -> None:
+        self._frame = self.op("Squeeze", "frame", VIDEO, self.ints(2))
+        super()._network()
+
+    def _stream_block(self, name: str, x: str, *rest: Any) -> Any:
+        return super()._stream_block(name, self._frame if x == VIDEO else x, *rest)
+
+    def _with_buffer(self, name: str, x: str, frames: int) -> str:
+        return super()._with_buffer(name, self._with_frames(x), frames) if frames > 1 else x
+
+    def _with_frames(self, x: str) -> str:
+        return self.op("Unsqueeze", f"{x}.with_frames", x, self.ints(2))
+
+    def _without_frames(self, x: str) -> str:
+        return self.op("Squeeze", f"{x}.without_frames", x, self.ints(2))
+
+    def _emit_conv(
+        self, name: str, x: str, weight: NDArray[Any], bias: NDArray[Any], **attributes: Any
+    ) -> str:
+        frames = attributes["kernel_shape"][0]
+        if frames == 1:
+            attributes["kernel_shape"] = attributes["kernel_shape"][1:]
+            attributes["strides"] = attributes["strides"][1:]
+            if "pads" in attributes:
+                _, top, left, _, bottom, right = attributes["pads"]
+                attributes["pads"] = [top, left, bottom, right]
+            return super()._emit_conv(name, x, weight[:, :, 0], bias, **attributes)
+        # One frame for each channel out of `frames`: a weighted sum.
+        kernel = self.constant(f"{name}.weight", weight[None, :, 0])
+        x = self.op("Mul", f"{name}.weighted", x, kernel)
+        x = self.op("ReduceSum", f"{name}.sum", x, self.ints(2), keepdims=0)
+        return self.op("Add", name, x, self.constant(f"{name}.bias", bias[None, :, None, None]))
+
+    def _average_pool(self, name: str, x: str) -> str:
+        return self._emit_pool(name, x, (3, 3), (2, 2))
+
+    def _cumulative_pool(self, layer: str, x: str) -> str:
+        name = f"{layer}.cumulative_pool"
+        if self.spec.se_type == "3d":
+            x = self.op("ReduceMean", f"{name}.mean", x, self.ints(*self.space))
+        return self._pool_so_far(layer, name, x)
+
+    def _clip_pool(self, layer: str, x: str) -> str:
+        name = f"{layer}.clip_pool"
+        x = self.op("ReduceMean", f"{name}.mean", x, self.ints(*self.space))
+        return self._pool_so_far(layer, name, x)
+
+    def _pool_so_far(self, layer: str, name: str, x: str) -> str:
+        state = f"{layer}.{POOL_BUFFER}"
+        total = self.op("Add", f"{name}.total", self._with_frames(x), state)
+        self.state(state, total)
+        return self._without_frames(self.op("Div", name, total, "seen"))
+
+    def _encoding(self, name: str, x: str) -> str:
+        return self.op("Unsqueeze", name, x, self.ints(3))
 
 
 _ACTIVATIONS = {

@@ -1,0 +1,313 @@
+"""Makes what the benchmarks compare with: the same weights in every framework's own format.
+
+Run from the repository's root, with the extras ``tf`` and ``reference``::
+
+    python benchmarks/peers.py build/peers a0-stream a2-stream a0-base
+
+For each variant the authors' code builds the network and every variable gets a random value; then
+into the folder go the SavedModel ``a0_stream/`` (any size), ``a0_stream.pt`` converted from it,
+and for a stream network ``a0_stream.tflite``: float32, one video, one frame of the variant's own
+size, states as inputs and outputs. What is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+SEED = 1
+NUM_CLASSES = 600
+# Height and width in pixels that each variant was trained at.
+SIZES = {"a0": 172, "a1": 172, "a2": 224, "a3": 256, "a4": 290, "a5": 320, "t0": 172}
+WITH_POSITIONS = ("a3", "a4", "a5")
+# Logits that differ by more than this share of the largest are not the same weights.
+TOLERANCE = 1e-4
+
+
+class Peers:
+    """Files of one variant in `folder`, made when first asked for.
+
+    Args:
+        variant: such as "a0-stream".
+        folder: where the files are kept.
+        size: height and width of a TF Lite model's frames; None for the variant's own.
+    """
+
+    def __init__(self, variant: str, folder: Path, size: int | None = None) -> None:
+        self.variant = variant
+        self.stem = variant.replace("-", "_")
+        self.name, _, self.mode = variant.partition("-")
+        self.causal = self.mode == "stream"
+        self.size = size or SIZES[self.name]
+        self.folder = folder
+        self._model: Any = None
+
+    @property
+    def saved_model(self) -> Path:
+        """The SavedModel; its path, made if it is not there."""
+        path = self.folder / self.stem
+        if not (path / "saved_model.pb").exists():
+            self._export(path)
+        return path
+
+    @property
+    def weights(self) -> Path:
+        """The converted checkpoint."""
+        path = self.folder / f"{self.stem}.pt"
+        if not path.exists():
+            from converters import convert
+            from movinet_port import save
+
+            save(convert(str(self.saved_model), verify=False), path)
+        return path
+
+    @property
+    def tflite(self) -> Path:
+        """The TF Lite model of one frame; stream networks only."""
+        path = self.folder / f"{self.stem}.tflite"
+        if not path.exists():
+            _write(path, self._convert_to_tflite())
+        return path
+
+    def model(self) -> Any:
+        """Return the authors' network; the same variant has the same values every time."""
+        if self._model is None:
+            from weights.samples.make_sample import BASE, STREAM, build, randomise
+
+            settings: Mapping[str, Any] = STREAM if self.causal else BASE
+            self._model = build(
+                self.name,
+                **settings,
+                positional_encoding=self.causal and self.name in WITH_POSITIONS,
+                num_classes=NUM_CLASSES,
+            )
+            randomise(self._model, SEED)
+        return self._model
+
+    def _call(self, shape: tuple[int | None, ...], compiled: bool) -> Any:
+        """Return the network as the authors' exporter signs it, for inputs of `shape`."""
+        import tensorflow as tf
+
+        model = self.model()
+        inputs = {"image": tf.TensorSpec(shape, tf.float32, name="image")}
+        if self.causal:
+            for key, state in model.initial_state_specs(shape).items():
+                inputs[key] = tf.TensorSpec(state.shape, state.dtype, name=key)
+
+        def call(**arguments: Any) -> dict[str, Any]:
+            if not self.causal:
+                return {"classifier_head": model(arguments)}
+            logits, states = model(arguments)
+            return {"logits": logits, **states}
+
+        return tf.function(call, jit_compile=compiled or None).get_concrete_function(**inputs)
+
+    def _export(self, path: Path) -> None:
+        """Write the signatures that the authors' exporter writes, without its Keras model.
+
+        Keras would trace every layer by itself, for fine-tuning in TensorFlow: minutes.
+        """
+        import tensorflow as tf
+
+        root = tf.Module()
+        model = self.model()
+        signature = self._call((None, None, None, None, 3), compiled=self.causal)
+        root.model = bare(tf, model)
+        signatures = {"call" if self.causal else "serving_default": signature}
+        if self.causal:
+            init = tf.function(model.init_states, jit_compile=True)
+            signatures["init_states"] = init.get_concrete_function(
+                tf.TensorSpec([5], dtype=tf.int32)
+            )
+        tf.saved_model.save(root, str(path), signatures=signatures)
+
+    def _convert_to_tflite(self) -> bytes:
+        import tensorflow as tf
+
+        if not self.causal:
+            raise ValueError(f"{self.variant}: only stream networks have a TF Lite model")
+        function = self._call((1, 1, self.size, self.size, 3), compiled=False)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], self.model())
+        return bytes(converter.convert())
+
+
+def bare(tf: Any, root: Any) -> Any:
+    """Return plain objects with the variables and the paths of a Keras model's."""
+    view = tf.train.TrackableView(root)
+    made: dict[int, Any] = {}
+
+    def copy(item: Any) -> Any:
+        if isinstance(item, tf.Variable):
+            return item
+        if id(item) not in made:
+            made[id(item)] = tf.Module()
+            for name, child in view.children(item).items():
+                made[id(item)]._track_trackable(copy(child), name)
+        return made[id(item)]
+
+    return copy(root)
+
+
+def _write(path: Path, data: bytes) -> None:
+    from movinet_port.files import whole_file
+
+    with whole_file(path) as target:
+        target.write_bytes(data)
+
+
+class LiteStream:
+    """A TF Lite stream model fed frame by frame; states go back in by name.
+
+    Args:
+        path: the .tflite file.
+        threads: XNNPACK's.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(str(path), num_threads=threads)
+        self.interpreter.allocate_tensors()
+        (signature,) = self.interpreter.get_signature_list()
+        # Positions of tensors once and for all: the signature runner copies more.
+        inner = self.interpreter._get_full_signature_list()[signature]
+        self._inputs, self._outputs = dict(inner["inputs"]), dict(inner["outputs"])
+        self._image = self._inputs.pop("image")
+        self._logits = self._outputs.pop("logits")
+        self._pairs = [(self._outputs[name], index) for name, index in self._inputs.items()]
+        self.reset()
+
+    def reset(self) -> None:
+        """Start another video."""
+        for detail in self.interpreter.get_input_details():
+            self.interpreter.set_tensor(
+                detail["index"], np.zeros(detail["shape"], detail["dtype"])
+            )
+
+    def invoke(self) -> None:
+        """Run the model on whatever its inputs hold."""
+        self.interpreter.invoke()
+
+    def step(self, image: np.ndarray) -> np.ndarray:
+        """Return logits (1, classes) after the next frame, (1, 1, height, width, 3)."""
+        interpreter = self.interpreter
+        interpreter.set_tensor(self._image, image)
+        interpreter.invoke()
+        for output, target in self._pairs:
+            interpreter.set_tensor(target, interpreter.tensor(output)())
+        logits: np.ndarray = interpreter.get_tensor(self._logits)
+        return logits
+
+
+class SavedStream:
+    """A SavedModel's stream signature fed frame by frame.
+
+    Args:
+        path: the SavedModel's folder.
+        shape: (batch, frames, height, width, 3) of what it will be fed.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+        self._root = tf.saved_model.load(str(path))
+        self._call = self._root.signatures["call"]
+        self._init = self._root.signatures["init_states"]
+        self._shape = shape
+        self.reset()
+
+    def reset(self) -> None:
+        """Start another video."""
+        argument = next(iter(self._init.structured_input_signature[1]))
+        self.states = self._init(**{argument: self._tf.constant(self._shape)})
+
+    def step(self, image: np.ndarray) -> np.ndarray:
+        """Return logits (batch, classes) after the next frames."""
+        output = self._call(image=self._tf.constant(image), **self.states)
+        logits: np.ndarray = output.pop("logits").numpy()
+        self.states = output
+        return logits
+
+
+class SavedClip:
+    """A SavedModel's base signature."""
+
+    def __init__(self, path: Path) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+        self._root = tf.saved_model.load(str(path))
+        self._call = self._root.signatures["serving_default"]
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """Return logits (batch, classes) of (batch, frames, height, width, 3)."""
+        (logits,) = self._call(image=self._tf.constant(image)).values()
+        found: np.ndarray = logits.numpy()
+        return found
+
+
+def check(peers: Peers, frames: int = 3) -> dict[str, float]:
+    """Run LiteRT and ours on the same frames.
+
+    Returns:
+        The largest difference of logits as a share of the largest logit, and that logit.
+
+    Raises:
+        ValueError: they are not the same network.
+    """
+    import torch
+
+    from movinet_port import load
+
+    video = np.random.default_rng(0).random((1, frames, peers.size, peers.size, 3), np.float32)
+    lite, ours = LiteStream(peers.tflite, 2), load(peers.weights)
+    error = scale = 0.0
+    with torch.inference_mode():
+        for index in range(frames):
+            frame = video[:, index : index + 1]
+            theirs = lite.step(frame)
+            mine = ours(torch.from_numpy(frame).permute(0, 4, 1, 2, 3)).numpy()
+            scale = max(scale, float(np.abs(mine).max()))
+            error = max(error, float(np.abs(theirs - mine).max()))
+    if not error <= TOLERANCE * scale:
+        raise ValueError(
+            f"{peers.tflite} and {peers.weights} do not hold the same weights: logits differ by "
+            f"{error:.2g} of {scale:.2g}; remove both and make them again"
+        )
+    return {"relative_error": error / scale, "largest_logit": scale}
+
+
+def main() -> None:
+    """Make the files of the variants named, and check them against each other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("variants", nargs="+", help="such as a0-stream or a2-base")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for variant in options.variants:
+        start = time.perf_counter()
+        peers = Peers(variant, options.folder)
+        found: dict[str, Any] = {"variant": variant, "weights": str(peers.weights)}
+        if peers.causal:
+            found.update(check(peers), tflite_bytes=peers.tflite.stat().st_size)
+        found["seconds"] = round(time.perf_counter() - start, 1)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -194,9 +194,7 @@ class LiteStream:
     def reset(self) -> None:
         """Start another video."""
         for detail in self.interpreter.get_input_details():
-            self.interpreter.set_tensor(
-                detail["index"], np.zeros(detail["shape"], detail["dtype"])
-            )
+            self.interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
 
     def invoke(self) -> None:
         """Run the model on whatever its inputs hold."""

@@ -7,7 +7,7 @@ either takes its state and returns it (`MoViNet.step`), or keeps it between call
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -183,6 +183,25 @@ class MoViNet(nn.Module):
         if not torch.compiler.is_compiling():
             check_state(self.spec, video, state)
         return self._run(video, state)
+
+    def predict_clip(self, frames: Tensor | Iterable[Tensor], chunk: int = 8, **how: Any) -> Tensor:
+        """Return the logits of a clip or video too long to compute at once.
+
+        Exactly what `forward` returns, but for the rounding of sums in another order.
+
+        Args:
+            frames: (batch, 3, frames, height, width), RGB in [0, 1], or an iterable of such
+                pieces; a video read from a file, for instance.
+            chunk: how many frames are computed at a time.
+            **how: what a base network keeps of the whole clip; see
+                `movinet_port.clips.predict_clip`.
+
+        Returns:
+            (batch, classes) logits.
+        """
+        from movinet_port.clips import predict_clip
+
+        return predict_clip(self, frames, chunk, **how)
 
     def features(self, video: Tensor) -> dict[str, Tensor]:
         """Return what each stage of the network makes of a clip that starts its video.

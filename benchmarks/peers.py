@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -56,32 +57,31 @@ class Peers:
         self.folder = folder
         self._model: Any = None
 
-    @property
-    def saved_model(self) -> Path:
-        """The SavedModel; its path, made if it is not there."""
-        path = self.folder / self.stem
-        if not (path / "saved_model.pb").exists():
-            self._export(path)
+    def path(self, kind: str = "") -> Path:
+        """Return where a file is, or would be.
+
+        Args:
+            kind: "" for the SavedModel, "pt", "tflite", "onnx", or "pt2" for the package that is
+                compiled ahead of time.
+        """
+        return self.folder / (f"{self.stem}.{kind}" if kind else self.stem)
+
+    def make(self, kind: str) -> Path:
+        """Make a file if it is not there; return its path.
+
+        Raises:
+            ImportError: an optional package is missing.
+            subprocess.CalledProcessError: the command line could not make it.
+        """
+        path = self.path(kind)
+        if not (path if kind else path / "saved_model.pb").exists():
+            _MAKERS[kind](self, path)
         return path
 
     @property
     def weights(self) -> Path:
-        """The converted checkpoint."""
-        path = self.folder / f"{self.stem}.pt"
-        if not path.exists():
-            from converters import convert
-            from movinet_port import save
-
-            save(convert(str(self.saved_model), verify=False), path)
-        return path
-
-    @property
-    def tflite(self) -> Path:
-        """The TF Lite model of one frame; stream networks only."""
-        path = self.folder / f"{self.stem}.tflite"
-        if not path.exists():
-            _write(path, self._convert_to_tflite())
-        return path
+        """The converted checkpoint, made if it is not there."""
+        return self.make("pt")
 
     def model(self) -> Any:
         """Return the authors' network; the same variant has the same values every time."""
@@ -116,7 +116,7 @@ class Peers:
 
         return tf.function(call, jit_compile=compiled or None).get_concrete_function(**inputs)
 
-    def _export(self, path: Path) -> None:
+    def export(self, path: Path) -> None:
         """Write the signatures that the authors' exporter writes, without its Keras model.
 
         Keras would trace every layer by itself, for fine-tuning in TensorFlow: minutes.
@@ -135,14 +135,65 @@ class Peers:
             )
         tf.saved_model.save(root, str(path), signatures=signatures)
 
-    def _convert_to_tflite(self) -> bytes:
+    def convert(self, path: Path) -> None:
+        """Write our checkpoint; without the authors' code one with random weights of our own."""
+        from movinet_port import save
+
+        try:
+            source = self.make("")
+        except ImportError:
+            save(self._own(), path)
+            return
+        from converters import convert
+
+        save(convert(str(source), verify=False), path)
+
+    def _own(self) -> Any:
+        import torch
+
+        from movinet_port import Checkpoint, create_model
+
+        torch.manual_seed(SEED)
+        model = create_model(self.name, self.mode, NUM_CLASSES)
+        for key, value in model.state_dict().items():
+            if key.endswith("scale"):
+                value.fill_(0.5)
+        return Checkpoint(model.spec, model.state_dict())
+
+    def convert_to_tflite(self, path: Path) -> None:
+        """Write the TF Lite model of one frame."""
         import tensorflow as tf
 
         if not self.causal:
             raise ValueError(f"{self.variant}: only stream networks have a TF Lite model")
         function = self._call((1, 1, self.size, self.size, 3), compiled=False)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], self.model())
-        return bytes(converter.convert())
+        _write(path, converter.convert())
+
+    def export_onnx(self, path: Path) -> None:
+        """Write our own export of one frame."""
+        self._command("export", "--to", "onnx", "--batch", "1", output=path)
+
+    def compile(self, path: Path) -> None:
+        """Write our package for one frame."""
+        self._command("compile", output=path)
+
+    def _command(self, name: str, *arguments: str, output: Path) -> None:
+        code = "import sys; from movinet_port.cli import main; sys.exit(main())"
+        shape = ("--frames", "1", "--size", str(self.size))
+        files = ("--weights", str(self.weights), "-o", str(output))
+        command = [sys.executable, "-c", code, name, *arguments, *shape, *files]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+_MAKERS = {
+    "": Peers.export,
+    "pt": Peers.convert,
+    "tflite": Peers.convert_to_tflite,
+    "onnx": Peers.export_onnx,
+    "pt2": Peers.compile,
+}
 
 
 def bare(tf: Any, root: Any) -> Any:
@@ -273,7 +324,7 @@ def check(peers: Peers, frames: int = 3) -> dict[str, float]:
     from movinet_port import load
 
     video = np.random.default_rng(0).random((1, frames, peers.size, peers.size, 3), np.float32)
-    lite, ours = LiteStream(peers.tflite, 2), load(peers.weights)
+    lite, ours = LiteStream(peers.make("tflite"), 2), load(peers.weights)
     error = scale = 0.0
     with torch.inference_mode():
         for index in range(frames):
@@ -284,8 +335,8 @@ def check(peers: Peers, frames: int = 3) -> dict[str, float]:
             error = max(error, float(np.abs(theirs - mine).max()))
     if not error <= TOLERANCE * scale:
         raise ValueError(
-            f"{peers.tflite} and {peers.weights} do not hold the same weights: logits differ by "
-            f"{error:.2g} of {scale:.2g}; remove both and make them again"
+            f"{peers.path('tflite')} and {peers.weights} do not hold the same weights: logits "
+            f"differ by {error:.2g} of {scale:.2g}; remove both and make them again"
         )
     return {"relative_error": error / scale, "largest_logit": scale}
 
@@ -302,7 +353,7 @@ def main() -> None:
         peers = Peers(variant, options.folder)
         found: dict[str, Any] = {"variant": variant, "weights": str(peers.weights)}
         if peers.causal:
-            found.update(check(peers), tflite_bytes=peers.tflite.stat().st_size)
+            found.update(check(peers), tflite_bytes=peers.path("tflite").stat().st_size)
         found["seconds"] = round(time.perf_counter() - start, 1)
         print(json.dumps(found), flush=True)
 

@@ -17,12 +17,13 @@ Between 1 and 2 something must be kept of the whole clip, or made again: see `pr
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import FileIO
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,22 +31,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from movinet_port.errors import MovinetPortError, StateError
-from movinet_port.layers import (
-    Bottleneck,
-    Conv,
-    SqueezeExcitation,
-    StreamConvBlock,
-    at_least_float32,
-    same_padding,
-)
-from movinet_port.model import MoViNet, _check_video
+from movinet_port.fast.network import FastMoViNet, Layer, Pass, StreamConv, average_pool
+from movinet_port.layers import Bottleneck, Conv, StreamConvBlock, at_least_float32, same_padding
+from movinet_port.model import MoViNet, check_video
 
 Frames = Tensor | Iterable[Tensor]
 
 
 @torch.no_grad()
 def predict_clip(
-    model: MoViNet,
+    model: MoViNet | FastMoViNet,
     frames: Frames,
     chunk: int = 8,
     *,
@@ -93,14 +88,21 @@ def predict_clip(
         )
     if type(chunk) is not int or chunk < 1:
         raise MovinetPortError(f"predict_clip: chunk is {chunk!r}, expected a number of frames")
-    weight = model.stem.conv.weight
-    pieces = _rechunk((piece.to(weight) for piece in _checked(frames)), chunk)
+    like = _like(model)
+    pieces = _rechunk((piece.to(like) for piece in _checked(frames)), chunk, axis=2)
     if model.spec.causal:
         return _stream(model, pieces)
-    return _base(model, pieces, chunk, recompute, spill)
+    first = next(pieces)
+    network = _Readable(model) if isinstance(model, MoViNet) else _Fast(model, first.shape[0])
+    return _base(network, itertools.chain([first], pieces), chunk, recompute, spill)
 
 
-def _stream(model: MoViNet, pieces: Iterator[Tensor]) -> Tensor:
+def _like(model: MoViNet | FastMoViNet) -> Tensor:
+    """Return a tensor of the network's device and dtype."""
+    return model.stem.conv.weight if isinstance(model, MoViNet) else model.output.weight
+
+
+def _stream(model: MoViNet | FastMoViNet, pieces: Iterator[Tensor]) -> Tensor:
     logits, state = None, None
     for piece in pieces:
         if state is None:
@@ -111,57 +113,139 @@ def _stream(model: MoViNet, pieces: Iterator[Tensor]) -> Tensor:
 
 
 def _base(
-    model: MoViNet,
+    network: _Network,
     pieces: Iterator[Tensor],
     chunk: int,
     recompute: bool,
     spill: str | os.PathLike[str] | None,
 ) -> Tensor:
     def queue() -> _Queue:
-        return _MemoryQueue() if spill is None else _DiskQueue(spill)
+        return _MemoryQueue(network.axis) if spill is None else _DiskQueue(network.axis, spill)
 
     through = _twice if recompute else _once
-    x = _convolve(model.stem, pieces)
-    for name in model.layer_names:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, Bottleneck)
-        x = through(layer, _rechunk(x, chunk), chunk, queue)
-    pool = _Pool()
-    for piece in _rechunk(x, chunk):
-        pool.add(model.head(piece))
-    logits: Tensor = model.classifier(pool.mean())
-    return logits
+    rows = chunk * network.batch
+    x = _convolve(network, network.stem, map(network.enter, pieces))
+    for layer in network.layers:
+        x = through(network, layer, _rechunk(x, rows, network.axis), rows, queue)
+    total = _Total()
+    for piece in _rechunk(x, rows, network.axis):
+        total.add(network, network.head(piece))
+    return network.classify(total.mean())
+
+
+class _Network(Protocol):
+    """What the two networks call the parts of a base network.
+
+    Between layers a piece is (batch, channels, frames, height, width) in the readable network and
+    (frames * batch, height, width, channels) in the optimised one.
+
+    Attributes:
+        axis: of the frames.
+        batch: how many cells of that axis are one frame.
+        stem: a convolution block.
+        layers: the bottlenecks.
+    """
+
+    axis: int
+    batch: int
+    stem: Any
+    layers: Sequence[Any]
+
+    def enter(self, piece: Tensor) -> Tensor:
+        """Return a piece of the video as the stem takes it."""
+        ...
+
+    def block(self, layer: Any) -> Any:
+        """Return the layer's depthwise convolution block."""
+        ...
+
+    def taps(self, block: Any) -> int:
+        """Return how many frames the block's temporal kernel sees."""
+        ...
+
+    def before_time(self, block: Any, piece: Tensor) -> Tensor:
+        """Return what of the block comes before its temporal kernel: a split-off spatial part."""
+        ...
+
+    def over_time(self, block: Any, window: Tensor) -> Tensor:
+        """Return the rest, where the temporal kernel lies inside the window."""
+        ...
+
+    def expand(self, layer: Any, piece: Tensor) -> Tensor:
+        """Return the expansion's output."""
+        ...
+
+    def residual(self, layer: Any, piece: Tensor) -> Tensor:
+        """Return the residual branch's output."""
+        ...
+
+    def pools_clip(self, layer: Any) -> bool:
+        """Return whether the layer's squeeze-excitation pools over the clip."""
+        ...
+
+    def frame_sum(self, x: Tensor) -> Tensor:
+        """Return the sum over frames of the mean over space."""
+        ...
+
+    def narrow(self, layer: Any, wide: Tensor, total: _Total, residual: Tensor) -> Tensor:
+        """Return the layer's output, of its depthwise output; both may be overwritten."""
+        ...
+
+    def head(self, piece: Tensor) -> Tensor:
+        """Return the head's output before the pool."""
+        ...
+
+    def classify(self, mean: Tensor) -> Tensor:
+        """Return logits of the pooled head."""
+        ...
+
+
+class _Total:
+    """A mean over space and over all pieces."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._frames = 0
+        self._dtype = torch.float32
+
+    def add(self, network: _Network, x: Tensor) -> None:
+        part = network.frame_sum(x)
+        self._sum = part if self._sum is None else self._sum + part
+        self._frames += x.shape[network.axis] // network.batch
+        self._dtype = x.dtype
+
+    def mean(self) -> Tensor:
+        assert self._sum is not None
+        return (self._sum / self._frames).to(self._dtype)
 
 
 # A layer ----------------------------------------------------------------------------------------
 
 
 def _once(
-    layer: Bottleneck, pieces: Iterator[Tensor], chunk: int, queue: Callable[[], _Queue]
+    network: _Network, layer: Any, pieces: Iterator[Tensor], rows: int, queue: Callable[[], _Queue]
 ) -> Iterator[Tensor]:
     """Yield the layer's output; keep its depthwise output and its residual."""
-    residuals, wides, pool = queue(), queue(), _Pool()
-    attention = layer.squeeze_excitation
-    barrier = attention is not None and attention.temporal_pool is not None
-    for wide in _wide(layer, pieces, residuals):
-        if barrier:
-            pool.add(wide)
+    residuals, wides, total = queue(), queue(), _Total()
+    for wide in _wide(network, layer, pieces, residuals):
+        if network.pools_clip(layer):
+            total.add(network, wide)
             wides.append(wide)
         else:
-            yield _narrow(layer, wide, pool, residuals)
-    while wides.frames:
-        yield _narrow(layer, wides.take(min(chunk, wides.frames)), pool, residuals)
+            yield _narrow(network, layer, wide, total, residuals)
+    while wides.rows:
+        wide = wides.take(min(rows, wides.rows))
+        yield _narrow(network, layer, wide, total, residuals)
 
 
 def _twice(
-    layer: Bottleneck, pieces: Iterator[Tensor], chunk: int, queue: Callable[[], _Queue]
+    network: _Network, layer: Any, pieces: Iterator[Tensor], rows: int, queue: Callable[[], _Queue]
 ) -> Iterator[Tensor]:
     """Yield the layer's output; keep its input."""
-    attention = layer.squeeze_excitation
-    if attention is None or attention.temporal_pool is None:
-        yield from _once(layer, pieces, chunk, queue)
+    if not network.pools_clip(layer):
+        yield from _once(network, layer, pieces, rows, queue)
         return
-    inputs, pool = queue(), _Pool()
+    inputs, total = queue(), _Total()
 
     def kept() -> Iterator[Tensor]:
         for piece in pieces:
@@ -169,85 +253,137 @@ def _twice(
             yield piece
 
     def again() -> Iterator[Tensor]:
-        while inputs.frames:
-            yield inputs.take(min(chunk, inputs.frames))
+        while inputs.rows:
+            yield inputs.take(min(rows, inputs.rows))
 
-    for wide in _wide(layer, kept(), None):
-        pool.add(wide)
+    for wide in _wide(network, layer, kept(), None):
+        total.add(network, wide)
     # The residuals wait only as long as the temporal kernel looks ahead.
-    residuals = _MemoryQueue()
-    for wide in _wide(layer, again(), residuals):
-        yield _narrow(layer, wide, pool, residuals)
+    residuals = _MemoryQueue(network.axis)
+    for wide in _wide(network, layer, again(), residuals):
+        yield _narrow(network, layer, wide, total, residuals)
 
 
 def _wide(
-    layer: Bottleneck, pieces: Iterator[Tensor], residuals: _Queue | None
+    network: _Network, layer: Any, pieces: Iterator[Tensor], residuals: _Queue | None
 ) -> Iterator[Tensor]:
     """Yield the depthwise convolution's output, and put the residuals aside."""
 
     def expanded() -> Iterator[Tensor]:
         for piece in pieces:
+            wide = network.expand(layer, piece)
             if residuals is not None:
-                residuals.append(piece if layer.skip is None else layer.skip(piece))
-            yield layer.expansion(piece)
+                residuals.append(network.residual(layer, piece))
+            yield wide
 
-    yield from _convolve(layer.depthwise, expanded())
-
-
-def _narrow(layer: Bottleneck, wide: Tensor, pool: _Pool, residuals: _Queue) -> Tensor:
-    """Return the layer's output, of what came before its squeeze-excitation."""
-    residual = residuals.take(wide.shape[2])
-    if layer.squeeze_excitation is not None:
-        wide = _gate(layer.squeeze_excitation, wide, pool) * wide
-    projected: Tensor = layer.rezero(layer.projection(wide))
-    return projected + residual
+    yield from _convolve(network, network.block(layer), expanded())
 
 
-def _gate(attention: SqueezeExcitation, wide: Tensor, pool: _Pool) -> Tensor:
-    parts = []
-    spatial = attention.spatial_pool(wide) if attention.spatial_pool is not None else None
-    if attention.temporal_pool is not None:
-        mean = pool.mean()
-        parts.append(mean if spatial is None else mean.expand_as(spatial))
-    if spatial is not None:
-        parts.append(spatial)
-    gate: Tensor = attention.expand(attention.reduce(torch.cat(parts, dim=1)))
-    return gate
+def _narrow(
+    network: _Network, layer: Any, wide: Tensor, total: _Total, residuals: _Queue
+) -> Tensor:
+    return network.narrow(layer, wide, total, residuals.take(wide.shape[network.axis]))
 
 
-def _convolve(block: StreamConvBlock, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+def _convolve(network: _Network, block: Any, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
     """Yield what a convolution block makes of a clip that comes in pieces.
 
     As many frames come out as go in, later by those that the temporal kernel looks ahead.
     """
-
-    def activate(x: Tensor) -> Tensor:
-        norm, activation = (
-            (block.temporal_norm, block.temporal_activation)
-            if block.splits
-            else (block.norm, block.activation)
-        )
-        x = x if norm is None else norm(x)
-        return x if activation is None else activation(x)
-
-    conv = block.stream_conv
-    if block.splits:
-        pieces = map(super(StreamConvBlock, block).forward, pieces)
-    before, after = same_padding(1, conv.kernel_size[0], 1)
+    axis, taps = network.axis, network.taps(block)
+    before, after = same_padding(1, taps, 1)
     window: Tensor | None = None
     for piece in pieces:
-        if before + after == 0:
-            yield activate(conv(piece))
-            continue
+        piece = network.before_time(block, piece)
         if window is None:
-            window = _black(piece, before)
-        window = torch.cat([window, piece], dim=2)
-        if window.shape[2] > before + after:
-            yield activate(_convolve_inside(conv, window))
+            window = _join([_black(piece, before * network.batch, axis), piece], axis)
+        else:
+            window = torch.cat([window, piece], axis)
+        rows, reach = window.shape[axis], (before + after) * network.batch
+        if rows > reach:
+            yield network.over_time(block, window)
             # A copy, because a view would keep the whole window alive.
-            window = window[:, :, -(before + after) :].clone()
+            window = window.narrow(axis, rows - reach, reach).clone()
     if window is not None and after:
-        yield activate(_convolve_inside(conv, torch.cat([window, _black(window, after)], dim=2)))
+        black = _black(window, after * network.batch, axis)
+        yield network.over_time(block, torch.cat([window, black], axis))
+
+
+def _black(like: Tensor, rows: int, axis: int) -> Tensor:
+    return like.new_zeros(*like.shape[:axis], rows, *like.shape[axis + 1 :])
+
+
+def _join(pieces: list[Tensor], axis: int) -> Tensor:
+    pieces = [piece for piece in pieces if piece.shape[axis]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+
+
+# The two networks -------------------------------------------------------------------------------
+
+
+class _Readable:
+    axis = 2
+    batch = 1
+
+    def __init__(self, model: MoViNet) -> None:
+        self._model = model
+        self.stem = model.stem
+        self.layers = [model._layer(name) for name in model.layer_names]
+
+    def enter(self, piece: Tensor) -> Tensor:
+        return piece
+
+    def block(self, layer: Bottleneck) -> StreamConvBlock:
+        return layer.depthwise
+
+    def taps(self, block: StreamConvBlock) -> int:
+        return block.stream_conv.kernel_size[0]
+
+    def before_time(self, block: StreamConvBlock, piece: Tensor) -> Tensor:
+        return super(StreamConvBlock, block).forward(piece) if block.splits else piece
+
+    def over_time(self, block: StreamConvBlock, window: Tensor) -> Tensor:
+        x = _convolve_inside(block.stream_conv, window)
+        if block.splits:
+            split: Tensor = block.temporal_activation(block.temporal_norm(x))
+            return split
+        x = x if block.norm is None else block.norm(x)
+        return x if block.activation is None else block.activation(x)
+
+    def expand(self, layer: Bottleneck, piece: Tensor) -> Tensor:
+        x: Tensor = layer.expansion(piece)
+        return x
+
+    def residual(self, layer: Bottleneck, piece: Tensor) -> Tensor:
+        x: Tensor = piece if layer.skip is None else layer.skip(piece)
+        return x
+
+    def pools_clip(self, layer: Bottleneck) -> bool:
+        attention = layer.squeeze_excitation
+        return attention is not None and attention.temporal_pool is not None
+
+    def frame_sum(self, x: Tensor) -> Tensor:
+        total = x.sum(dim=(2, 3, 4), keepdim=True, dtype=at_least_float32(x.dtype))
+        return total / (x.shape[3] * x.shape[4])
+
+    def narrow(self, layer: Bottleneck, wide: Tensor, total: _Total, residual: Tensor) -> Tensor:
+        attention = layer.squeeze_excitation
+        if attention is not None:
+            parts = [] if attention.temporal_pool is None else [total.mean()]
+            if attention.spatial_pool is not None:
+                spatial = attention.spatial_pool(wide)
+                parts = [*(mean.expand_as(spatial) for mean in parts), spatial]
+            wide = attention.expand(attention.reduce(torch.cat(parts, dim=1))) * wide
+        projected: Tensor = layer.rezero(layer.projection(wide))
+        return projected + residual
+
+    def head(self, piece: Tensor) -> Tensor:
+        x: Tensor = self._model.head(piece)
+        return x
+
+    def classify(self, mean: Tensor) -> Tensor:
+        logits: Tensor = self._model.classifier(mean)
+        return logits
 
 
 def _convolve_inside(conv: Conv, window: Tensor) -> Tensor:
@@ -256,76 +392,148 @@ def _convolve_inside(conv: Conv, window: Tensor) -> Tensor:
     return F.conv3d(F.pad(window, pads), conv.weight, conv.bias, conv.stride, groups=conv.groups)
 
 
-def _black(like: Tensor, frames: int) -> Tensor:
-    return like.new_zeros(*like.shape[:2], frames, *like.shape[3:])
+class _Fast:
+    axis = 0
 
+    def __init__(self, model: FastMoViNet, batch: int) -> None:
+        self._model = model
+        self.batch = batch
+        self.stem = model.stem
+        self.layers = [model.get_submodule(name) for name in model.layer_names]
 
-class _Pool:
-    """Mean over space and over all pieces."""
+    def _run(self, rows: int) -> Pass:
+        dtype = at_least_float32(self._model.dtype)
+        return Pass(self.batch, rows // self.batch, None, dtype, None)
 
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.frames = 0
-        self.dtype: torch.dtype | None = None
+    def enter(self, piece: Tensor) -> Tensor:
+        return piece.permute(2, 0, 3, 4, 1).flatten(0, 1)
 
-    def add(self, x: Tensor) -> None:
-        total = x.sum(dim=(2, 3, 4), keepdim=True, dtype=at_least_float32(x.dtype))
-        total = total / (x.shape[3] * x.shape[4])
-        self.total = total if self.total is None else self.total + total
-        self.frames += x.shape[2]
-        self.dtype = x.dtype
+    def block(self, layer: Layer) -> StreamConv:
+        return layer.depthwise
 
-    def mean(self) -> Tensor:
-        assert self.total is not None
-        return (self.total / self.frames).to(self.dtype)
+    def taps(self, block: StreamConv) -> int:
+        return block.taps
+
+    def before_time(self, block: StreamConv, piece: Tensor) -> Tensor:
+        if not block.splits:
+            return piece
+        return block._spatial([(piece, 0)], self._run(piece.shape[0]))
+
+    def over_time(self, block: StreamConv, window: Tensor) -> Tensor:
+        rows = window.shape[0] - (block.taps - 1) * self.batch
+        windows = [(window[tap * self.batch :][:rows], 0) for tap in range(block.taps)]
+        if block.splits:
+            return block.activation(block._temporal(windows, self._run(rows)))
+        return block._spatial(windows, self._run(rows))
+
+    def expand(self, layer: Layer, piece: Tensor) -> Tensor:
+        x: Tensor = layer.expansion(piece.reshape(-1, piece.shape[3]))
+        return x.view(*piece.shape[:3], -1)
+
+    def residual(self, layer: Layer, piece: Tensor) -> Tensor:
+        if layer.skip is None:
+            return piece
+        if layer.pools:
+            piece = average_pool(piece)
+        x: Tensor = layer.skip(piece.reshape(-1, piece.shape[3]))
+        return x.view(*piece.shape[:3], -1)
+
+    def pools_clip(self, layer: Layer) -> bool:
+        return layer.gate is not None and layer.gate.whole
+
+    def _means(self, x: Tensor) -> Tensor:
+        """Return (frames * batch, channels), the means over space."""
+        return x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))
+
+    def frame_sum(self, x: Tensor) -> Tensor:
+        return self._means(x).unflatten(0, (-1, self.batch)).sum(0)
+
+    def narrow(self, layer: Layer, wide: Tensor, total: _Total, residual: Tensor) -> Tensor:
+        weight = layer._buffers["projection"]
+        assert weight is not None
+        rows = wide.reshape(-1, wide.shape[3])
+        gate = layer.gate
+        if gate is not None:
+            parts = [total.mean()] if gate.whole else []
+            if gate.spatial:
+                means = self._means(wide).to(wide.dtype)
+                parts = [*(p.repeat(len(means) // len(p), 1) for p in parts), means]
+            gates: Tensor = gate.expand(gate.reduce(torch.cat(parts, 1)))
+            gates = gates.sigmoid_() if gate.limit is None else gates.clamp_(0.0, gate.limit)
+            if len(gates) == 1:
+                weight = weight * gates
+            else:
+                rows.view(-1, len(gates), wide.shape[1] * wide.shape[2], wide.shape[3]).mul_(
+                    gates[:, None, :]
+                )
+        y = residual.reshape(-1, residual.shape[3]).addmm_(rows, weight.t())
+        return y.view(*wide.shape[:3], -1)
+
+    def head(self, piece: Tensor) -> Tensor:
+        x: Tensor = self._model.head(piece.reshape(-1, piece.shape[3]))
+        return x.view(*piece.shape[:3], -1)
+
+    def classify(self, mean: Tensor) -> Tensor:
+        logits: Tensor = self._model.output(self._model.hidden(mean))
+        return logits
 
 
 # Pieces -----------------------------------------------------------------------------------------
 
 
 class _Queue(Protocol):
-    """Frames in the order in which they came; each can be taken once."""
+    """Rows, frames or parts of them, in the order in which they came; each is taken once."""
 
-    frames: int
+    rows: int
 
     def append(self, piece: Tensor) -> None: ...
 
-    def take(self, frames: int) -> Tensor: ...
+    def take(self, rows: int) -> Tensor: ...
 
 
 class _MemoryQueue:
-    def __init__(self) -> None:
-        self.frames = 0
+    """In memory.
+
+    Args:
+        axis: of the rows.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self.rows = 0
+        self._axis = axis
         self._pieces: deque[Tensor] = deque()
 
     def append(self, piece: Tensor) -> None:
         self._pieces.append(piece)
-        self.frames += piece.shape[2]
+        self.rows += piece.shape[self._axis]
 
-    def take(self, frames: int) -> Tensor:
-        """Return the next frames, and forget them; there are as many."""
-        self.frames -= frames
+    def take(self, rows: int) -> Tensor:
+        """Return the next rows, and forget them; there are as many."""
+        self.rows -= rows
         taken = []
-        while frames:
+        while rows:
             piece = self._pieces.popleft()
-            if piece.shape[2] > frames:
+            size = piece.shape[self._axis]
+            if size > rows:
                 # Both are views, and the first is gone soon.
-                self._pieces.appendleft(piece[:, :, frames:])
-                piece = piece[:, :, :frames]
+                self._pieces.appendleft(piece.narrow(self._axis, rows, size - rows))
+                piece = piece.narrow(self._axis, 0, rows)
             taken.append(piece)
-            frames -= piece.shape[2]
-        return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
+            rows -= piece.shape[self._axis]
+        return _join(taken, self._axis)
 
 
 class _DiskQueue:
-    """The same in a file that is gone with the process.
+    """In a file that is gone with the process.
 
     Args:
+        axis: of the rows.
         folder: where the file is made.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.frames = 0
+    def __init__(self, axis: int, folder: str | os.PathLike[str]) -> None:
+        self.rows = 0
+        self._axis = axis
         self._read = self._written = 0
         try:
             self._file: FileIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
@@ -336,11 +544,11 @@ class _DiskQueue:
             ) from None
 
     def append(self, piece: Tensor) -> None:
-        self._like = piece
-        # One frame after the other, as they will be read.
-        data = piece.movedim(2, 0).contiguous().cpu().view(-1).view(torch.uint8).numpy()
+        # One row after the other, as they will be read.
+        rows_first = piece.movedim(self._axis, 0).contiguous()
+        self._row = rows_first[:0]
+        view = rows_first.cpu().view(-1).view(torch.uint8).numpy().data
         self._file.seek(self._written)
-        view = data.data
         try:
             while view:
                 written = self._file.write(view)
@@ -351,41 +559,39 @@ class _DiskQueue:
                 f"predict_clip: cannot write what the clip needs between two layers: "
                 f"{error.strerror}; choose another folder with spill="
             ) from None
-        self.frames += piece.shape[2]
+        self.rows += piece.shape[self._axis]
 
-    def take(self, frames: int) -> Tensor:
-        """Return the next frames; there are as many."""
-        like = self._like
-        batch, channels, _, height, width = like.shape
-        shape = (frames, batch, channels, height, width)
-        data = np.empty(int(np.prod(shape)) * like.element_size(), np.uint8)
+    def take(self, rows: int) -> Tensor:
+        """Return the next rows; there are as many."""
+        shape = (rows, *self._row.shape[1:])
+        data = np.empty(int(np.prod(shape)) * self._row.element_size(), np.uint8)
         self._file.seek(self._read)
         view = data.data
         while view:
             count = self._file.readinto(view)
             self._read += count
             view = view[count:]
-        self.frames -= frames
-        frames_first = torch.from_numpy(data).view(like.dtype).view(shape)
-        return frames_first.movedim(0, 2).contiguous().to(like.device)
+        self.rows -= rows
+        rows_first = torch.from_numpy(data).view(self._row.dtype).view(shape)
+        return rows_first.movedim(0, self._axis).contiguous().to(self._row.device)
 
 
-def _rechunk(pieces: Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
-    """Yield the same frames, `chunk` at a time; the last piece may have fewer."""
-    queue = _MemoryQueue()
+def _rechunk(pieces: Iterable[Tensor], rows: int, axis: int) -> Iterator[Tensor]:
+    """Yield the same frames, `rows` at a time; the last piece may have fewer."""
+    queue = _MemoryQueue(axis)
     for piece in pieces:
         queue.append(piece)
-        while queue.frames >= chunk:
-            yield queue.take(chunk)
-    if queue.frames:
-        yield queue.take(queue.frames)
+        while queue.rows >= rows:
+            yield queue.take(rows)
+    if queue.rows:
+        yield queue.take(queue.rows)
 
 
 def _checked(frames: Frames) -> Iterator[Tensor]:
     """Yield the pieces; each is a clip, and fits the one before."""
     expected: tuple[int, int, int] | None = None
     for piece in (frames,) if isinstance(frames, Tensor) else frames:
-        shape = _check_video(piece)
+        shape = check_video(piece)
         if expected not in (None, shape):
             raise StateError(
                 f"the clip is (batch, height, width) = {shape}, but the video so far was "

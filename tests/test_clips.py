@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from movinet_port import MoViNet, MovinetPortError, StateError, StemSpec
+from movinet_port import MoViNet, MovinetPortError, StateError, StemSpec, optimize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,18 +39,23 @@ def how(request: Any, tmp_path: Path) -> dict[str, Any]:
 def network(mini_spec: Any, randomised: Any) -> Any:
     """Factory: a small network in float64 with random weights, and any changes."""
 
-    def build(mode: str = "base", **changes: Any) -> MoViNet:
-        return randomised(MoViNet(mini_spec(mode, **changes))).double()
+    def build(mode: str = "base", *, optimised: bool = False, **changes: Any) -> Any:
+        model = randomised(MoViNet(mini_spec(mode, **changes))).double()
+        return optimize(model) if optimised else model
 
     return build
 
 
+BOTH = pytest.mark.parametrize("optimised", [False, True], ids=["readable", "optimised"])
+
+
+@BOTH
 @pytest.mark.parametrize("how", HOW, indirect=True)
 @pytest.mark.parametrize("changes", BASES.values(), ids=BASES)
 def test_base_clip_in_pieces_gives_the_logits_of_the_whole(
-    network: Any, video: Any, changes: dict[str, Any], how: dict[str, Any]
+    network: Any, video: Any, changes: dict[str, Any], how: dict[str, Any], optimised: bool
 ) -> None:
-    model = network(**changes)
+    model = network(optimised=optimised, **changes)
     with torch.no_grad():
         whole = model(video())
         half = model(video()[:, :, :3])
@@ -62,25 +67,27 @@ def test_base_clip_in_pieces_gives_the_logits_of_the_whole(
     assert (half - whole).abs().max() > 1e-3
 
 
+@BOTH
 @pytest.mark.parametrize("how", HOW, indirect=True)
 @pytest.mark.parametrize("frames", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 3])
 def test_clip_shorter_than_the_temporal_kernel(
-    network: Any, video: Any, frames: int, how: dict[str, Any]
+    network: Any, video: Any, batch: int, frames: int, how: dict[str, Any], optimised: bool
 ) -> None:
-    model = network()
-    clip = video(frames=frames)
+    model = network(optimised=optimised)
+    clip = video(batch=batch, frames=frames)
     with torch.no_grad():
         expected = model(clip)
     for chunk in (1, 3):
         torch.testing.assert_close(model.predict_clip(clip, chunk, **how), expected)
 
 
-@pytest.mark.parametrize("positional_encoding", [False, True])
+@BOTH
 @pytest.mark.parametrize("conv_type", ["3d", "2plus1d"])
 def test_stream_video_in_pieces_gives_the_logits_of_the_whole(
-    network: Any, video: Any, conv_type: str, positional_encoding: bool
+    network: Any, video: Any, conv_type: str, optimised: bool
 ) -> None:
-    model = network("stream", conv_type=conv_type, positional_encoding=positional_encoding)
+    model = network("stream", conv_type=conv_type, positional_encoding=True, optimised=optimised)
     with torch.no_grad():
         whole, _ = model.step(video(), model.init_state(2, 19, 26))
     for chunk in (1, 2, 7, 50):

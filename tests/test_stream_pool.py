@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from movinet_port import MoViNet, StateError
+from movinet_port import MoViNet, StateError, optimize
 from movinet_port.stream_pool import StreamPool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -16,10 +16,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (19, 26)
 
 
-@pytest.fixture(scope="module")
-def model(mini_spec: Any, randomised: Any) -> MoViNet:
+@pytest.fixture(scope="module", params=["readable", "optimised"])
+def model(request: Any, mini_spec: Any, randomised: Any) -> Any:
     """A small stream network whose frames know their number."""
-    return randomised(MoViNet(mini_spec("stream", positional_encoding=True))).double()
+    readable = randomised(MoViNet(mini_spec("stream", positional_encoding=True))).double()
+    return readable if request.param == "readable" else optimize(readable)
 
 
 @pytest.fixture

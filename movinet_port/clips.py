@@ -93,7 +93,9 @@ def predict_clip(
     if model.spec.causal:
         return _stream(model, pieces)
     first = next(pieces)
-    network = _Readable(model) if isinstance(model, MoViNet) else _Fast(model, first.shape[0])
+    network: _Network = (
+        _Readable(model) if isinstance(model, MoViNet) else _Fast(model, first.shape[0])
+    )
     return _base(network, itertools.chain([first], pieces), chunk, recompute, spill)
 
 

@@ -324,13 +324,13 @@ def _join(pieces: list[Tensor], axis: int) -> Tensor:
 
 
 class _Readable:
-    axis = 2
-    batch = 1
+    axis: int = 2
+    batch: int = 1
 
     def __init__(self, model: MoViNet) -> None:
         self._model = model
-        self.stem = model.stem
-        self.layers = [model._layer(name) for name in model.layer_names]
+        self.stem: Any = model.stem
+        self.layers: Sequence[Any] = [model._layer(name) for name in model.layer_names]
 
     def enter(self, piece: Tensor) -> Tensor:
         return piece
@@ -395,13 +395,13 @@ def _convolve_inside(conv: Conv, window: Tensor) -> Tensor:
 
 
 class _Fast:
-    axis = 0
+    axis: int = 0
 
     def __init__(self, model: FastMoViNet, batch: int) -> None:
         self._model = model
         self.batch = batch
-        self.stem = model.stem
-        self.layers = [model.get_submodule(name) for name in model.layer_names]
+        self.stem: Any = model.stem
+        self.layers: Sequence[Any] = [model.get_submodule(name) for name in model.layer_names]
 
     def _run(self, rows: int) -> Pass:
         dtype = at_least_float32(self._model.dtype)

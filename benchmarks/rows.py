@@ -75,7 +75,7 @@ def _load(weights: str, level: str, **how: Any) -> Any:
 
     from movinet_port import optimize
 
-    changes = {key: getattr(torch, value, value) for key, value in how.items()}
+    changes = {k: getattr(torch, v) if k == "dtype" else v for k, v in how.items()}
     return optimize(model, level, **changes)
 
 

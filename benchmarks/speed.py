@@ -186,7 +186,7 @@ def precision(bench: Bench) -> None:
     for name in bench.variants("a0,a2"):
         peers, size = bench.peers(name, "stream"), bench.size(name)
         ours = {"weights": str(peers.weights), "size": size, "level": "eager"}
-        kinds = {"bfloat16": {"dtype": "bfloat16"}, "int8, dynamic": {"dtype": "int8"}}
+        kinds = {"bfloat16": {"dtype": "bfloat16"}, "int8, dynamic": {"quantize": "int8"}}
         rows = [
             Row(OPTIMISED, "ours_stream", ours),
             *(
@@ -255,7 +255,7 @@ expected = logits(right)
 common, spread = expected.mean(0), (expected - expected.mean(0)).std()
 for kind, how in kinds.items():
     try:
-        got = logits(optimize(right, **{k: getattr(torch, v, v) for k, v in how.items()}))
+        got = logits(optimize(right, **{k: getattr(torch, v) if k == 'dtype' else v for k, v in how.items()}))
     except Exception:
         continue
     error = (got - expected) / spread

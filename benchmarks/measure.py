@@ -54,7 +54,9 @@ class Row:
         runner: its name in `benchmarks.rows.RUNNERS`.
         arguments: of the runner.
         keep_heap: whether the worker's allocator keeps what was freed.
-        unit: what a call processes, for the ratio of rows with different units: frames.
+        error: why it could not be measured.
+        facts: what else the worker said: "logits", "memory" (peak, MiB), "page_faults" of a call.
+        rounds: median seconds of a call in each round.
     """
 
     name: str
@@ -233,7 +235,7 @@ def measure(
 
     Args:
         rows: measured in this order in every other round, backwards in the rest.
-        rounds: how many turns each row has; the first one is for warming up and not counted.
+        rounds: how many turns each row has, after a few calls to warm up.
         threads: for every framework.
         seconds: about how long a turn takes.
         say: told what is going on.

@@ -142,23 +142,31 @@ class Peers:
         try:
             source = self.make("")
         except ImportError:
-            save(self._own(), path)
+            self.own(path)
             return
         from converters import convert
 
         save(convert(str(source), verify=False), path)
 
-    def _own(self) -> Any:
+    def own(self, path: Path | None = None) -> Path:
+        """Write a checkpoint with random weights of our own, which needs nobody else's code.
+
+        Args:
+            path: where; by default beside the others, where it is made once.
+        """
         import torch
 
-        from movinet_port import Checkpoint, create_model
+        from movinet_port import Checkpoint, create_model, save
 
-        torch.manual_seed(SEED)
-        model = create_model(self.name, self.mode, NUM_CLASSES)
-        for key, value in model.state_dict().items():
-            if key.endswith("scale"):
-                value.fill_(0.5)
-        return Checkpoint(model.spec, model.state_dict())
+        target = path or self.folder / f"{self.stem}_own.pt"
+        if path is not None or not target.exists():
+            torch.manual_seed(SEED)
+            model = create_model(self.name, self.mode, NUM_CLASSES)
+            for key, value in model.state_dict().items():
+                if key.endswith("scale"):
+                    value.fill_(0.5)
+            save(Checkpoint(model.spec, model.state_dict()), target)
+        return target
 
     def convert_to_tflite(self, path: Path) -> None:
         """Write the TF Lite model of one frame."""

@@ -71,11 +71,12 @@ def _load(weights: str, level: str, **how: Any) -> Any:
     model = load(weights)
     if level == "readable":
         return model
-    try:
-        from movinet_port import optimize
-    except ImportError:
-        raise NotHereError("movinet_port.optimize is not in this version") from None
-    return optimize(model, **how) if level == "eager" else optimize(model, level=level, **how)
+    import torch
+
+    from movinet_port import optimize
+
+    changes = {k: getattr(torch, v) if k == "dtype" else v for k, v in how.items()}
+    return optimize(model, level, **changes)
 
 
 def _converted(torch: Any, model: Any, dtype: str | None, channels_last: bool = False) -> Any:

@@ -89,20 +89,20 @@ class Bench:
         """Add a table to the report, and print it."""
         text = [[str(cell) for cell in row] for row in (headings, *rows)]
         widths = [max(len(row[i]) for row in text) for i in range(len(headings))]
-        padded = [
-            " | ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in text
-        ]
-        rule = "|".join(
-            ("-" * (w + 1) + ("-" if i else "")) + ("-" if not i else ":")
-            for i, w in enumerate(widths)
-        )
-        lines = [f"### {title}", "", f"| {padded[0]} |", f"|{rule}|"]
-        lines += [f"| {row} |" for row in padded[1:]]
-        self.write(*lines, "")
+
+        def line(cells: Sequence[str]) -> str:
+            first, *rest = zip(cells, widths, strict=True)
+            shown = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
+            return f"| {' | '.join(shown)} |"
+
+        rule = line([f"{'-' * (w - 1)}{':' if i else '-'}" for i, w in enumerate(widths)])
+        self.write(f"### {title}", "", line(text[0]), rule, *map(line, text[1:]), "")
+
+    def reasons(self, rows: Sequence[Row]) -> None:
+        """Say why rows have no figure."""
+        missing = [f"- {row.name}: not measured: {row.error}" for row in rows if row.error]
+        if missing:
+            self.write(*missing, "")
 
     def write(self, *lines: str) -> None:
         """Add lines to the report, and print them."""
@@ -186,7 +186,7 @@ def precision(bench: Bench) -> None:
     for name in bench.variants("a0,a2"):
         peers, size = bench.peers(name, "stream"), bench.size(name)
         ours = {"weights": str(peers.weights), "size": size, "level": "eager"}
-        kinds = {"bfloat16": {"dtype": "bfloat16"}, "int8, dynamic": {"dtype": "int8"}}
+        kinds = {"bfloat16": {"dtype": "bfloat16"}, "int8, dynamic": {"quantize": "int8"}}
         rows = [
             Row(OPTIMISED, "ours_stream", ours),
             *(
@@ -223,6 +223,7 @@ def precision(bench: Bench) -> None:
                 for row in rows
             ],
         )
+        bench.reasons(rows)
 
 
 # Errors are shares of the logits' own spread, so that they do not depend on the weights' scale.
@@ -254,7 +255,7 @@ expected = logits(right)
 common, spread = expected.mean(0), (expected - expected.mean(0)).std()
 for kind, how in kinds.items():
     try:
-        got = logits(optimize(right, **{k: getattr(torch, v, v) for k, v in how.items()}))
+        got = logits(optimize(right, **{k: getattr(torch, v) if k == 'dtype' else v for k, v in how.items()}))
     except Exception:
         continue
     error = (got - expected) / spread
@@ -390,12 +391,14 @@ def _scale_threads(bench: Bench, name: str) -> None:
         bench.measure(pair, 0.5, threads=threads)
         found[str(threads)] = {row.name: row.to_dict() for row in pair}
         rows.append([threads, *(_ms(row) for row in pair)])
+        missing = [row for row in pair if row.error]
     bench.found[f"threads-{name}"] = found
     bench.table(
         f"{name.upper()}, optimised: milliseconds against threads",
         ["threads", "one frame", f"clip of {frames}", "one frame, AOT", "one frame, LiteRT"],
         rows,
     )
+    bench.reasons(missing)
 
 
 def flat(bench: Bench) -> None:
@@ -495,7 +498,7 @@ _PIECES = """
 import json, os, sys, tempfile, time
 import torch
 from benchmarks.measure import peak_memory
-from movinet_port import create_model
+from movinet_port import create_model, optimize
 name, how = sys.argv[1], sys.argv[4]
 frames, size, threads = map(int, (sys.argv[2], sys.argv[3], sys.argv[5]))
 torch.set_num_threads(threads)
@@ -505,13 +508,7 @@ model = create_model(name).eval()
 for key, value in model.named_parameters():
     if key.endswith("rezero.scale"):
         value.fill_(0.5)
-level = "readable"
-try:
-    from movinet_port import optimize
-    model, level = optimize(model), "optimised"
-    model.predict_clip
-except (ImportError, AttributeError):
-    pass
+model, level = optimize(model), "optimised"
 clip = torch.rand(1, 3, frames, size, size)
 model(clip[:, :, :2, :32, :32])
 before, start = peak_memory(), time.perf_counter()
@@ -580,6 +577,7 @@ def roofline(bench: Bench) -> None:
             for row in (*product, *rows)
         ],
     )
+    bench.reasons(rows)
 
 
 def start(bench: Bench) -> None:
@@ -591,7 +589,7 @@ def start(bench: Bench) -> None:
         "print(json.dumps({'seconds': time.perf_counter()-start}))"
     )
     for name in names:
-        path = bench.peers(name, "stream").weights
+        path = bench.peers(name, "stream").own()
         # torch is imported before the clock starts: that is the row above.
         cases[f"load {path.name}"] = (
             f"import torch, movinet_port; start=time.perf_counter(); "
@@ -728,7 +726,7 @@ def _line(bench: Bench, key: str, rows: Sequence[Row], x: list[float], unit: str
 
 
 def _ms(row: Row) -> str:
-    return f"{1e3 * row.seconds:.2f}" if row.seconds else "not measured"
+    return f"{1e3 * row.seconds:.2f}" if row.seconds else ""
 
 
 def _times(slow: Row, fast: Row) -> str:
@@ -748,7 +746,7 @@ def _speed_table(bench: Bench, key: str, title: str, rows: Sequence[Row], flops:
     table = []
     for row in rows:
         if not row.seconds:
-            table.append([row.name, "not measured", row.error, *[""] * (len(headings) - 3)])
+            table.append([row.name, *[""] * (len(headings) - 1)])
             continue
         cells = [
             row.name,
@@ -766,6 +764,7 @@ def _speed_table(bench: Bench, key: str, title: str, rows: Sequence[Row], flops:
         ]
         table.append(cells)
     bench.table(title, headings, table)
+    bench.reasons(rows)
 
 
 def _difference(row: Row, other: Row) -> float | None:
@@ -794,7 +793,6 @@ def prepare(bench: Bench, sections: Sequence[str]) -> None:
     for section in ("scaling", "roofline"):
         want(section, "a0", "base")
     want("flat", "a0", "stream")
-    want("start", "a5", "stream")
     for (name, mode), kinds in wanted.items():
         peers = bench.peers(name, mode)
         for kind in ("pt", *sorted(kinds)):
@@ -805,6 +803,7 @@ def prepare(bench: Bench, sections: Sequence[str]) -> None:
             try:
                 peers.make(kind)
             except (ImportError, RuntimeError, subprocess.CalledProcessError) as error:
+                # The rows that need it say so.
                 print(f"{peers.path(kind).name}: cannot be made: {error}", file=sys.stderr)
             else:
                 bench.say(f"{peers.path(kind).name}: {time.perf_counter() - began:.0f} s")

@@ -31,7 +31,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from movinet_port.errors import MovinetPortError, StateError
-from movinet_port.fast.network import FastMoViNet, Layer, Pass, StreamConv, average_pool
+from movinet_port.fast.network import (
+    FastMoViNet,
+    InferenceNetwork,
+    Layer,
+    Pass,
+    StreamConv,
+    average_pool,
+)
 from movinet_port.layers import Bottleneck, Conv, StreamConvBlock, at_least_float32, same_padding
 from movinet_port.model import MoViNet, check_video
 
@@ -40,7 +47,7 @@ Frames = Tensor | Iterable[Tensor]
 
 @torch.no_grad()
 def predict_clip(
-    model: MoViNet | FastMoViNet,
+    model: MoViNet | InferenceNetwork,
     frames: Frames,
     chunk: int = 8,
     *,
@@ -49,7 +56,8 @@ def predict_clip(
 ) -> Tensor:
     """Return the logits that ``model(frames)`` would return, in memory for `chunk` frames.
 
-    The logits differ from those of a single call by the rounding of sums in another order.
+    The logits differ from those of a single call by the rounding of sums in another order; and in
+    8-bit networks by scales that depend on the piece.
 
     A stream network needs memory for `chunk` frames and its state, whatever the video's length.
     What it remembers between calls (`MoViNet.forward`) is neither used nor changed.
@@ -69,7 +77,7 @@ def predict_clip(
         frames: (batch, 3, frames, height, width), RGB in [0, 1]; or an iterable of consecutive
             pieces of that shape, of one or more frames each, which is read once and never held
             as a whole. Pieces are moved to the network's device and dtype one by one.
-        chunk: how many frames are computed at a time.
+        chunk: how many frames are computed at a time; what a network compiled for one shape takes.
         recompute: whether a base network trades time for memory.
         spill: an existing folder for the temporary file. Base networks only.
 
@@ -77,8 +85,8 @@ def predict_clip(
         (batch, classes) logits.
 
     Raises:
-        MovinetPortError: the network is in training mode, `chunk` is not positive, or the file
-            cannot be written.
+        MovinetPortError: the network is in training mode, or is a base one and compiled, `chunk`
+            is not positive, or the file cannot be written.
         StateError: there are no frames, or a piece has another shape than the one before.
     """
     if model.training:
@@ -88,21 +96,26 @@ def predict_clip(
         )
     if type(chunk) is not int or chunk < 1:
         raise MovinetPortError(f"predict_clip: chunk is {chunk!r}, expected a number of frames")
-    like = _like(model)
-    pieces = _rechunk((piece.to(like) for piece in _checked(frames)), chunk, axis=2)
+    like = model.stem.conv.weight if isinstance(model, MoViNet) else model
+    moved = (piece.to(like.device, like.dtype) for piece in _checked(frames))
+    pieces = _rechunk(moved, chunk, axis=2)
     if model.spec.causal:
         return _stream(model, pieces)
     first = next(pieces)
-    network = _Readable(model) if isinstance(model, MoViNet) else _Fast(model, first.shape[0])
+    network: _Network
+    if isinstance(model, MoViNet):
+        network = _Readable(model)
+    elif isinstance(model, FastMoViNet):
+        network = _Fast(model, first.shape[0])
+    else:
+        raise MovinetPortError(
+            "predict_clip: a compiled base network computes whole clips only; use "
+            "movinet_port.optimize(model), whose level is 'eager'"
+        )
     return _base(network, itertools.chain([first], pieces), chunk, recompute, spill)
 
 
-def _like(model: MoViNet | FastMoViNet) -> Tensor:
-    """Return a tensor of the network's device and dtype."""
-    return model.stem.conv.weight if isinstance(model, MoViNet) else model.output.weight
-
-
-def _stream(model: MoViNet | FastMoViNet, pieces: Iterator[Tensor]) -> Tensor:
+def _stream(model: MoViNet | InferenceNetwork, pieces: Iterator[Tensor]) -> Tensor:
     logits, state = None, None
     for piece in pieces:
         if state is None:
@@ -322,13 +335,13 @@ def _join(pieces: list[Tensor], axis: int) -> Tensor:
 
 
 class _Readable:
-    axis = 2
-    batch = 1
+    axis: int = 2
+    batch: int = 1
 
     def __init__(self, model: MoViNet) -> None:
         self._model = model
-        self.stem = model.stem
-        self.layers = [model._layer(name) for name in model.layer_names]
+        self.stem: Any = model.stem
+        self.layers: Sequence[Any] = [model._layer(name) for name in model.layer_names]
 
     def enter(self, piece: Tensor) -> Tensor:
         return piece
@@ -393,13 +406,13 @@ def _convolve_inside(conv: Conv, window: Tensor) -> Tensor:
 
 
 class _Fast:
-    axis = 0
+    axis: int = 0
 
     def __init__(self, model: FastMoViNet, batch: int) -> None:
         self._model = model
         self.batch = batch
-        self.stem = model.stem
-        self.layers = [model.get_submodule(name) for name in model.layer_names]
+        self.stem: Any = model.stem
+        self.layers: Sequence[Any] = [model.get_submodule(name) for name in model.layer_names]
 
     def _run(self, rows: int) -> Pass:
         dtype = at_least_float32(self._model.dtype)
@@ -449,8 +462,8 @@ class _Fast:
         return self._means(x).unflatten(0, (-1, self.batch)).sum(0)
 
     def narrow(self, layer: Layer, wide: Tensor, total: _Total, residual: Tensor) -> Tensor:
-        weight = layer._buffers["projection"]
-        assert weight is not None
+        project = layer.project
+        weight = project.weight
         rows = wide.reshape(-1, wide.shape[3])
         gate = layer.gate
         if gate is not None:
@@ -460,13 +473,13 @@ class _Fast:
                 parts = [*(p.repeat(len(means) // len(p), 1) for p in parts), means]
             gates: Tensor = gate.expand(gate.reduce(torch.cat(parts, 1)))
             gates = gates.sigmoid_() if gate.limit is None else gates.clamp_(0.0, gate.limit)
-            if len(gates) == 1:
+            if len(gates) == 1 and not project.quantized:
                 weight = weight * gates
             else:
-                rows.view(-1, len(gates), wide.shape[1] * wide.shape[2], wide.shape[3]).mul_(
-                    gates[:, None, :]
-                )
-        y = residual.reshape(-1, residual.shape[3]).addmm_(rows, weight.t())
+                apart = rows.view(-1, len(gates), wide.shape[1] * wide.shape[2], wide.shape[3])
+                apart.mul_(gates[:, None, :])
+        y = residual.reshape(-1, residual.shape[3])
+        y = y.add_(project(rows)) if project.quantized else y.addmm_(rows, weight.t())
         return y.view(*wide.shape[:3], -1)
 
     def head(self, piece: Tensor) -> Tensor:

@@ -7,16 +7,15 @@ of all its videos as one batch, so that a step over all of them copies nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from movinet_port.errors import StateError
-from movinet_port.model import State
-
-if TYPE_CHECKING:
-    from movinet_port.model import MoViNet
+from movinet_port.fast.network import InferenceNetwork
+from movinet_port.fast.state import Layout, hold
+from movinet_port.model import MoViNet, State
 
 # The states of the pool's videos, or of some; the batch is the first axis of every tensor.
 Rows = list[Tensor]
@@ -44,13 +43,20 @@ class StreamPool:
         pool.drop("yard")
     """
 
-    def __init__(self, model: MoViNet, height: int, width: int, slots: int | None = None) -> None:
+    def __init__(
+        self,
+        model: MoViNet | InferenceNetwork,
+        height: int,
+        width: int,
+        slots: int | None = None,
+    ) -> None:
         if slots is not None and (type(slots) is not int or slots < 1):
             raise StateError(f"slots is {slots!r}, expected a number of streams, or None")
         self.model = model
         self.size = (height, width)
         self.slots = slots
-        self._states = _States(model, height, width)
+        made = _Readable if isinstance(model, MoViNet) else _Optimised
+        self._states: _Readable | _Optimised = made(model, height, width)  # type: ignore[arg-type]
         self._streams: list[Hashable | None] = [None] * (slots or 0)
         self._rows: Rows = self._states.new(len(self._streams))
 
@@ -171,8 +177,8 @@ class StreamPool:
             frames = shape[1]
 
 
-class _States:
-    """A network's states as a flat list of tensors, readable or optimised alike."""
+class _Readable:
+    """The readable network's states as lists of tensors."""
 
     def __init__(self, model: MoViNet, height: int, width: int) -> None:
         self._model = model
@@ -188,6 +194,27 @@ class _States:
 
     def public(self, rows: Rows) -> State:
         return dict(zip(self._names, rows, strict=True))
+
+
+class _Optimised:
+    """The optimised networks' states in their own form, where frames move on without a copy."""
+
+    def __init__(self, model: InferenceNetwork, height: int, width: int) -> None:
+        self._model = model
+        self._size = (height, width)
+        self._layout = Layout.of(hold(model.init_state(1, height, width)))
+
+    def new(self, batch: int) -> Rows:
+        return hold(self._model.init_state(batch, *self._size)).flat()
+
+    def step(self, batch: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
+        self._model.check(batch)
+        logits, state = self._model.run(batch, self._layout.held(rows))
+        assert state is not None
+        return logits.clone(), state.flat()
+
+    def public(self, rows: Rows) -> State:
+        return self._layout.held(rows).public()
 
 
 def _take(rows: Rows, which: Sequence[int]) -> Rows:

@@ -7,7 +7,7 @@ convolution is one matrix product and a frame is one piece of memory.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -766,6 +766,12 @@ class InferenceNetwork(nn.Module):
     def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Return the shape, without the batch, of every state, as `MoViNet.state_shapes` does."""
         return state_shapes(self.spec, height, width)
+
+    def predict_clip(self, frames: Tensor | Iterable[Tensor], chunk: int = 8, **how: Any) -> Tensor:
+        """Return the logits of a clip too long to compute at once, as `MoViNet.predict_clip`."""
+        from movinet_port.clips import predict_clip
+
+        return predict_clip(self, frames, chunk, **how)
 
     @torch.no_grad()
     def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:

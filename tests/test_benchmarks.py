@@ -1,0 +1,110 @@
+"""The benchmark programs run, on small inputs, and say what they could not measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.measure import Row, fit, measure
+from benchmarks.peers import Peers
+from benchmarks.plots import draw
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of A0 in either mode, and nothing of anybody else's."""
+    folder = tmp_path_factory.mktemp("peers")
+    for mode in ("stream", "base"):
+        peers = Peers(f"a0-{mode}", folder)
+        peers.own(peers.path("pt"))
+    return folder
+
+
+def run(weights: Path, out: Path, sections: str) -> tuple[str, dict[str, Any]]:
+    """Run the program on small inputs; return what it printed and what it wrote."""
+    small = ["--quick", "--size", "32", "--frames", "2", "--rounds", "2", "--threads", "1"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "benchmarks/speed.py", "--as-is", "--variants", "a0"),
+            *(*small, "--only", sections, "--peers", str(weights), "--out", str(out)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((out / "bench.json").read_text())
+
+
+def test_one_frame_is_measured_or_the_row_says_why(weights: Path, tmp_path: Path) -> None:
+    printed, found = run(weights, tmp_path, "frame")
+    rows = {row["name"]: row for row in found["sections"]["frame-a0"]["rows"]}
+    for name in ("ours, readable", "ours, optimised"):
+        assert rows[name]["seconds"] > 0
+        assert rows[name]["facts"]["memory"] > 10
+        assert rows[name]["facts"]["logit_error"] < 1e-4
+    for name in ("LiteRT (XNNPACK)", "ONNX Runtime, our export", "TensorFlow SavedModel"):
+        assert not rows[name]["rounds"]
+        assert f"{name}: not measured: " in printed
+        assert "benchmarks/peers.py makes it" in printed
+    assert found["machine"]["threads"] == 1
+    assert (tmp_path / "bench.md").read_text().strip() == printed.strip()
+
+
+def test_clips_cost_memory_and_the_gpu_have_their_rows(weights: Path, tmp_path: Path) -> None:
+    printed, found = run(weights, tmp_path, "clip,flat,gpu")
+    sections = found["sections"]
+    clips = {row["name"]: row for row in sections["clip-a0"]["rows"]}
+    whole, pieces = clips["ours, optimised"], clips["ours, optimised, in pieces of 8"]
+    assert whole["seconds"] > 0
+    assert pieces["facts"]["logit_error"] < 1e-4
+    assert len(sections["flat-a0"]["parts"]) == 10
+    assert sections["gpu"] is None or "bfloat16" in printed
+    plots = draw(tmp_path / "bench.json", tmp_path)
+    assert {path.name for path in plots} == {"bench-clip.png", "bench-flat.png"}
+
+
+def test_unknown_section_is_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/speed.py", "--only", "frames"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no section is called 'frames'" in done.stderr
+
+
+def test_row_that_cannot_start_does_not_stop_the_others() -> None:
+    rows = [
+        Row("missing", "litert", {"tflite": "nowhere.tflite", "size": 8}),
+        Row("wrong", "matmul", {"size": "large"}),
+        Row("right", "matmul", {"size": 16}),
+    ]
+    measure(rows, rounds=3, threads=1, seconds=0.001)
+    assert rows[0].error == "no nowhere.tflite; benchmarks/peers.py makes it"
+    assert rows[1].error is not None
+    assert rows[1].error.startswith("TypeError: ")
+    assert rows[2].error is None
+    assert len(rows[2].rounds) == 3
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(2.0, 3.0), (-0.5, 0.0)])
+def test_line_through_points_on_a_line_fits(slope: float, intercept: float) -> None:
+    x = [1.0, 2.0, 4.0]
+    line = fit(x, [slope * value + intercept for value in x])
+    assert line.slope == pytest.approx(slope)
+    assert line.intercept == pytest.approx(intercept)
+    assert line.r_squared == pytest.approx(1.0)
+    assert fit(x, [1.0, 5.0, 1.0]).r_squared < 0.5

@@ -329,3 +329,23 @@ def test_compile_level_gives_the_same_logits(
     clip = torch.rand(1, 3, 3, 18, 21)
     with torch.no_grad():
         assert error(optimize(model, "compile")(clip), model(clip)) < ROUNDING[torch.float32]
+
+
+@pytest.mark.parametrize("mode", ["base", "stream"])
+@pytest.mark.parametrize("name", movinet_port.list_models())
+def test_every_member_of_the_family_is_optimised_exactly(
+    name: str, mode: str, randomised: Callable[..., Any]
+) -> None:
+    with torch.device("meta"):
+        model = movinet_port.create_model(name, mode, num_classes=11)
+    model = randomised(model.to_empty(device="cpu"))
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm3d):
+            # Random statistics would let the activations of a hundred layers grow without bound.
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1.0)
+    video = torch.rand(1, 3, 3, 33, 38)
+    parts = (3,) if mode == "base" else (1, 2)
+    found, expected = watch(optimize(model), video, parts), watch(model, video, parts)
+    assert all(bool(torch.isfinite(logits).all()) for logits in expected)
+    assert max(map(error, found, expected)) < ROUNDING[torch.float32]

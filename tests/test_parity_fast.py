@@ -1,4 +1,4 @@
-"""Parity of optimised networks with TensorFlow's exports; faults are put into the optimised side."""
+"""Parity of optimised networks with TensorFlow's exports; faults are put into ours."""
 
 from __future__ import annotations
 

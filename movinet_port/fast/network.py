@@ -53,7 +53,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 # MKL's, which costs less per call.
 MANY_ROWS = 2000
 # And so it is for weights that come from memory and not from a cache.
-MANY_WEIGHTS = 400_000
+MANY_WEIGHTS = 120_000
 # From this depth on, its product that adds to another matrix is.
 MANY_COLUMNS = 128
 
@@ -124,6 +124,10 @@ class Pass:
         return self.see(name, x[:, None, None, :])[:, 0, 0, :]
 
 
+# Attributes that `Part.prepare` makes.
+_DERIVED = ("packed", "laid_out", "layouts", "matrices", "steps")
+
+
 class Part(nn.Module):
     """A piece of the network whose tensors are buffers, and plain attributes to compute with.
 
@@ -137,6 +141,14 @@ class Part(nn.Module):
 
     def prepare(self) -> None:
         """Set the plain attributes, after construction and whenever the buffers were replaced."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What oneDNN laid out for itself can be neither copied nor pickled.
+        return {name: v for name, v in self.__dict__.items() if name not in _DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.prepare()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Part:
         super()._apply(fn, recurse)
@@ -161,7 +173,11 @@ class Pointwise(Part):
         assert weight is not None
         self.weight = weight
         self.matrix = weight.t()
-        self.large = weight.numel() >= MANY_WEIGHTS
+        self.laid_out: Tensor | None = None
+        # One vector's product is cheap in MKL; so it is only asked about rows.
+        self.from_rows = 2 if self.fused != "none" else MANY_ROWS
+        if weight.numel() >= MANY_WEIGHTS:
+            self.from_rows = 1
         self.constant = self._buffers["bias"]
         self.packed = _quantise(weight, self.constant) if self.quantized else None
 
@@ -176,9 +192,11 @@ class Pointwise(Part):
             y = y if self.constant is None else y + self.constant
         elif self.constant is None:
             y = torch.mm(x, self.matrix)
-        elif (x.shape[0] >= MANY_ROWS or self.large) and fuses(x):
+        elif x.shape[0] >= self.from_rows and fuses(x):
+            if self.laid_out is None:
+                self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.shape[0])
             linear = torch.ops.mkldnn._linear_pointwise
-            y = linear(x, self.weight, self.constant, self.fused, [], "")
+            y = linear(x, self.laid_out, self.constant, self.fused, [], "")
             if self.fused != "none":
                 return y
         else:

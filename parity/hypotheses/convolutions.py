@@ -22,7 +22,15 @@ from parity.hypotheses.site import (
     precision,
     rms,
 )
-from parity.hypotheses.tensors import alike, initial_values, parameters_of, share_of, tensors_of
+from parity.hypotheses.tensors import (
+    alike,
+    differing,
+    initial_values,
+    parameters_of,
+    relations,
+    share_of,
+    tensors_of,
+)
 from parity.report import SUSPECT, status_of
 
 
@@ -74,10 +82,22 @@ def affine(site: Site) -> Iterator[Explanation]:
         return
     found = list(parameters_of(site, compute, names))
     if not isinstance(module, nn.Linear):
-        found += _padding(site, own)
+        found += _padding(site, own) or _both(site, own, exact, found)
     if not found:
         found += _fitted(site, own)
     yield from found
+
+
+def _both(
+    site: Site, own: Mapping[str, Tensor], exact: Tensors, found: Sequence[Explanation]
+) -> list[Explanation]:
+    """The tensors are wrong, and so is the padding: what is to be added to what was found."""
+    if found:
+        way = None if site.reproduces(exact) else _pads_with(site, own, exact)
+        return [] if way is None else [Explanation("padding", *way, found[0].after)]
+    wrong = differing(site, own)
+    pads = _padding(site, {**own, **{name: site.truth[name] for name in wrong}}) if wrong else []
+    return [e for one in pads for e in (*relations(site, own, wrong, one.after), one)]
 
 
 def pairs(pads: Sequence[int]) -> str:
@@ -144,11 +164,11 @@ def _only_at_borders(site: Site, exact: Tensors) -> bool:
     return distance(inner, right) / site.floor < SUSPECT
 
 
-def _padding(site: Site, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
+def _padding(site: Site, own: Mapping[str, Tensor]) -> list[Explanation]:
     """Another rule of padding, by name or else by trying all."""
     module: Any = site.module
     if max(module.kernel_size) == 1:
-        return
+        return []
     declared = _declared_padding(module, site.inputs[0])
     for name, pads in _paddings(site, declared):
         try:
@@ -158,14 +178,13 @@ def _padding(site: Site, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
         if status_of(after) == "match":
             rules = _padding_rules(site).items()
             is_rule = next((n for n, p in rules if p == declared), "its own rule")
-            yield Explanation(
-                "padding",
+            detail = (
                 f"pads {pairs(declared) or 'nothing'} ({is_rule}), "
-                f"the reference {pairs(pads) or 'nothing'} ({name})",
-                f"Pad the input of {site.tap} by {name}.",
-                after,
+                f"the reference {pairs(pads) or 'nothing'} ({name})"
             )
-            return
+            mend = f"Pad the input of {site.tap} by {name}."
+            return [Explanation("padding", detail, mend, after)]
+    return []
 
 
 def _padding_rules(site: Site) -> dict[str, list[int]]:

@@ -133,6 +133,15 @@ def test_rounding_is_told_from_a_small_systematic_error(benches):
         assert {found.cause for found in report.diagnosis} == {"unknown"}
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_operands_in_fewer_bits_are_named_at_every_convolution(benches, kind):
+    where = benches(BASE)
+    faults = bench.kinds(where.network)["precision", f"{kind} inside"]
+    report, outcome = judged(where, *faults)
+    assert outcome.honest, outcome.said
+    assert {found.layer for found in report.diagnosis} == {fault.layer for fault in faults}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_two_faults_are_both_placed_and_named(benches, seed):
     where = benches(ERA1)

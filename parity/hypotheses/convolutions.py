@@ -78,7 +78,12 @@ def affine(site: Site) -> Iterator[Explanation]:
         if way is not None:
             yield Explanation("padding", *way, site.score(exact))
             return
-        yield from precision(site, exact)
+        kind = _rounds_to(site, own)
+        if kind is None:
+            yield from precision(site, exact)
+        else:
+            mend = f"Run {site.tap} in float32, without autocast or TF32."
+            yield Explanation("precision", f"computes in {kind}", mend, site.score(exact))
         return
     found = list(parameters_of(site, compute, names))
     if not isinstance(module, nn.Linear):
@@ -86,6 +91,31 @@ def affine(site: Site) -> Iterator[Explanation]:
     if not found:
         found += _fitted(site, own)
     yield from found
+
+
+def _rounds_to(site: Site, own: Mapping[str, Tensor]) -> str | None:
+    """Return the type that a layer rounds its input or its weight to before it computes."""
+    weight = {**own, "weight": own["weight"]}
+    for kind, narrow in _NARROW.items():
+        weight["weight"] = narrow(own["weight"])
+        inputs = [narrow(x) for x in site.inputs]
+        for xs, tensors in ((inputs, weight), (site.inputs, weight), (inputs, own)):
+            if site.reproduces([apply_affine(site.module, x, tensors) for x in xs]):
+                return kind
+    return None
+
+
+def _tf32(x: Tensor) -> Tensor:
+    """Round to ten bits behind the point."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp(torch.round(mantissa * 2**11) / 2**11, exponent)
+
+
+_NARROW: dict[str, Callable[[Tensor], Tensor]] = {
+    "bfloat16": lambda x: x.bfloat16().double(),
+    "float16": lambda x: x.half().double(),
+    "TF32": _tf32,
+}
 
 
 def _both(

@@ -18,8 +18,10 @@ other SavedModels (``--source``, a folder or an archive, may be repeated); the f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import random
 import tarfile
@@ -192,8 +194,11 @@ def judge(source: str, chosen: tuple[Fault, ...], report: Report) -> Outcome:
     for fault in chosen:
         for place in fault.places or (tuple(layers),):
             causes = {cause for layer, cause in said if layer in place}
+            # Another fault in the same place has causes of its own.
+            here = [f for f in chosen if any({*p} & {*place} for p in f.places or (place,))]
+            true = {cause for f in here for cause in f.true_causes}
             named = named and bool(causes & fault.true_causes)
-            honest = honest and named and causes <= fault.true_causes
+            honest = honest and named and causes <= true
     return Outcome(
         source,
         chosen,
@@ -276,31 +281,35 @@ def main() -> None:
     outcomes: list[Outcome] = []
     alarms: list[str] = []
     done: dict[tuple[str, str], int] = {}
+    rights, clean = list(right_networks().items()), 0
     torch.set_num_threads(1)
-    for position, source in enumerate(sources):
-        rng = random.Random(options.seed + position)
-        reference = open_reference(source)
-        size = SIZES[(options.seed + position) % len(SIZES)]
-        bench = Bench(reference, size, options.batch, options.seed + position)
-        singles = select(bench, rng, done, _share(options.limit, position, len(sources)))
-        both = pairs(bench, rng, _share(options.pairs, position, len(sources)))
-        for chosen in (*((fault,) for fault in singles), *both):
-            outcome = judge(source, chosen, bench.report(bench.with_faults(chosen)))
-            outcomes.append(outcome)
-            if options.verbose and not (outcome.detected and outcome.honest):
-                print(_line(outcome), flush=True)
-        rights = list(right_networks().items())
-        for number in range(_share(options.clean, position, len(sources))):
-            label, change = rights[number % len(rights)]
-            size = (rng.randrange(33, 70), rng.randrange(33, 70))
-            video = np.random.default_rng(number).random((1, 3, 6, *size), dtype=np.float32)
-            model = change(copy.deepcopy(bench.network))
-            if not compare(reference, model, video, chunks=bench.chunks):
-                alarms.append(f"{source}: {label}, {size}")
+    # Ctrl-C ends the bench early, with the table of what was done.
+    with contextlib.suppress(KeyboardInterrupt):
+        for position, source in enumerate(sources):
+            rng = random.Random(options.seed + position)
+            reference = open_reference(source)
+            size = SIZES[(options.seed + position) % len(SIZES)]
+            bench = Bench(reference, size, options.batch, options.seed + position)
+            singles = select(bench, rng, done, _share(options.limit, position, len(sources)))
+            both = pairs(bench, rng, _share(options.pairs, position, len(sources)))
+            for chosen in itertools.chain(((fault,) for fault in singles), both):
+                outcome = judge(source, chosen, bench.report(bench.with_faults(chosen)))
+                outcomes.append(outcome)
+                if options.verbose and not (outcome.detected and outcome.honest):
+                    print(_line(outcome), flush=True)
+                if options.verbose and len(outcomes) % 20 == 0:
+                    print(f"{len(outcomes)} cases, {time.perf_counter() - start:.0f} s", flush=True)
+            for _ in range(_share(options.clean, position, len(sources))):
+                label, change = rights[clean % len(rights)]
+                size = (rng.randrange(33, 70), rng.randrange(33, 70))
+                video = np.random.default_rng(clean).random((1, 3, 6, *size), dtype=np.float32)
+                model = change(copy.deepcopy(bench.network))
+                if not compare(reference, model, video, chunks=bench.chunks):
+                    alarms.append(f"{source}: {label}, {size}")
+                clean += 1
     _print_table(outcomes)
     print(
-        f"right networks {options.clean}, false alarms {len(alarms)}; "
-        f"{time.perf_counter() - start:.0f} s"
+        f"right networks {clean}, false alarms {len(alarms)}; {time.perf_counter() - start:.0f} s"
     )
     for alarm in alarms:
         print(f"false alarm: {alarm}")

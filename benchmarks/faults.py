@@ -329,6 +329,17 @@ def _bfloat16(module: Any, right: Any, *args: Any) -> Any:
     return out.bfloat16().to(out)
 
 
+def _inside(dtype: torch.dtype) -> Forward:
+    """Round the operands of a convolution, and sum up in float32, as hardware does."""
+
+    def forward(conv: Any, right: Any, x: Tensor) -> Tensor:
+        x = F.pad(x, conv.padding_for(x)) if conv.kernel_size != (1, 1, 1) else x
+        weight = conv.weight.to(dtype).to(x)
+        return F.conv3d(x.to(dtype).to(x), weight, conv.bias, conv.stride, groups=conv.groups)
+
+    return forward
+
+
 def _result_in_bfloat16(module: Any, right: Any, *args: Any) -> Any:
     """Round the result to bfloat16."""
     out = right(*args)
@@ -908,6 +919,9 @@ def _conv_faults(network: MoViNet, name: str, conv: Conv) -> Iterator[Fault]:
         yield _fault("padding", name, "frames repeated", patch(name, _past_repeated))
     yield _fault("precision", name, "in bfloat16", patch(name, _bfloat16))
     yield _fault("precision", name, "result in float16", patch(name, _float16))
+    for dtype in (torch.bfloat16, torch.float16):
+        kind = str(dtype).removeprefix("torch.")
+        yield _fault("precision", name, f"{kind} inside", patch(name, _inside(dtype)))
     yield _fault(
         "unknown", name, "noise", patch(name, lambda m, r, x: r(x) + 0.1 * random_like(r(x)))
     )

@@ -133,6 +133,15 @@ def test_rounding_is_told_from_a_small_systematic_error(benches):
         assert {found.cause for found in report.diagnosis} == {"unknown"}
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_operands_in_fewer_bits_are_named_at_every_convolution(benches, kind):
+    where = benches(BASE)
+    faults = bench.kinds(where.network)["precision", f"{kind} inside"]
+    report, outcome = judged(where, *faults)
+    assert outcome.honest, outcome.said
+    assert {found.layer for found in report.diagnosis} == {fault.layer for fault in faults}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_two_faults_are_both_placed_and_named(benches, seed):
     where = benches(ERA1)
@@ -140,6 +149,27 @@ def test_two_faults_are_both_placed_and_named(benches, seed):
     _, outcome = judged(where, *chosen)
     assert outcome.detected
     assert outcome.named, outcome.said
+
+
+# The first of each is in a module's tensors, the second in what it does with them.
+IN_ONE_LAYER = (
+    (("norm-stats-swapped", "weight, bias"), ("norm-epsilon", "1e-05")),
+    (("tensor-scaled", "bias added twice"), ("norm-epsilon", "1e-05")),
+    (("tensor-scaled", "bias added twice"), ("norm-not-in-eval", "train()")),
+    (("norm-epsilon", "1e-05"), ("norm-not-in-eval", "train()")),
+    (("kernel-flip", "height and width"), ("padding", "k // 2 on both sides")),
+    (("kernel-layout", "height and width"), ("padding", "k // 2 by its own rule")),
+)
+
+
+@pytest.mark.parametrize(("first", "second"), IN_ONE_LAYER)
+def test_two_faults_of_one_layer_are_both_named(benches, first, second):
+    where = benches(BASE)
+    kinds = bench.kinds(where.network)
+    other = effective(where, kinds[second])
+    one = next(f for f in kinds[first] if f.layer == other.layer)
+    _, outcome = judged(where, one, other)
+    assert outcome.honest, outcome.said
 
 
 @pytest.mark.parametrize("change", right_networks().values(), ids=right_networks())

@@ -22,7 +22,15 @@ from parity.hypotheses.site import (
     precision,
     rms,
 )
-from parity.hypotheses.tensors import alike, initial_values, parameters_of, share_of, tensors_of
+from parity.hypotheses.tensors import (
+    alike,
+    differing,
+    initial_values,
+    parameters_of,
+    relations,
+    share_of,
+    tensors_of,
+)
 from parity.report import SUSPECT, status_of
 
 
@@ -70,14 +78,56 @@ def affine(site: Site) -> Iterator[Explanation]:
         if way is not None:
             yield Explanation("padding", *way, site.score(exact))
             return
-        yield from precision(site, exact)
+        kind = _rounds_to(site, own)
+        if kind is None:
+            yield from precision(site, exact)
+        else:
+            mend = f"Run {site.tap} in float32, without autocast or TF32."
+            yield Explanation("precision", f"computes in {kind}", mend, site.score(exact))
         return
     found = list(parameters_of(site, compute, names))
     if not isinstance(module, nn.Linear):
-        found += _padding(site, own)
+        found += _padding(site, own) or _both(site, own, exact, found)
     if not found:
         found += _fitted(site, own)
     yield from found
+
+
+def _rounds_to(site: Site, own: Mapping[str, Tensor]) -> str | None:
+    """Return the type that a layer rounds its input or its weight to before it computes."""
+    weight = {**own, "weight": own["weight"]}
+    for kind, narrow in _NARROW.items():
+        weight["weight"] = narrow(own["weight"])
+        inputs = [narrow(x) for x in site.inputs]
+        for xs, tensors in ((inputs, weight), (site.inputs, weight), (inputs, own)):
+            if site.reproduces([apply_affine(site.module, x, tensors) for x in xs]):
+                return kind
+    return None
+
+
+def _tf32(x: Tensor) -> Tensor:
+    """Round to ten bits behind the point."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp(torch.round(mantissa * 2**11) / 2**11, exponent)
+
+
+_NARROW: dict[str, Callable[[Tensor], Tensor]] = {
+    "bfloat16": lambda x: x.bfloat16().double(),
+    "float16": lambda x: x.half().double(),
+    "TF32": _tf32,
+}
+
+
+def _both(
+    site: Site, own: Mapping[str, Tensor], exact: Tensors, found: Sequence[Explanation]
+) -> list[Explanation]:
+    """The tensors are wrong, and so is the padding: what is to be added to what was found."""
+    if found:
+        way = None if site.reproduces(exact) else _pads_with(site, own, exact)
+        return [] if way is None else [Explanation("padding", *way, found[0].after)]
+    wrong = differing(site, own)
+    pads = _padding(site, {**own, **{name: site.truth[name] for name in wrong}}) if wrong else []
+    return [e for one in pads for e in (*relations(site, own, wrong, one.after), one)]
 
 
 def pairs(pads: Sequence[int]) -> str:
@@ -144,11 +194,11 @@ def _only_at_borders(site: Site, exact: Tensors) -> bool:
     return distance(inner, right) / site.floor < SUSPECT
 
 
-def _padding(site: Site, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
+def _padding(site: Site, own: Mapping[str, Tensor]) -> list[Explanation]:
     """Another rule of padding, by name or else by trying all."""
     module: Any = site.module
     if max(module.kernel_size) == 1:
-        return
+        return []
     declared = _declared_padding(module, site.inputs[0])
     for name, pads in _paddings(site, declared):
         try:
@@ -158,14 +208,13 @@ def _padding(site: Site, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
         if status_of(after) == "match":
             rules = _padding_rules(site).items()
             is_rule = next((n for n, p in rules if p == declared), "its own rule")
-            yield Explanation(
-                "padding",
+            detail = (
                 f"pads {pairs(declared) or 'nothing'} ({is_rule}), "
-                f"the reference {pairs(pads) or 'nothing'} ({name})",
-                f"Pad the input of {site.tap} by {name}.",
-                after,
+                f"the reference {pairs(pads) or 'nothing'} ({name})"
             )
-            return
+            mend = f"Pad the input of {site.tap} by {name}."
+            return [Explanation("padding", detail, mend, after)]
+    return []
 
 
 def _padding_rules(site: Site) -> dict[str, list[int]]:

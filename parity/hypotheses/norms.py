@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from parity.hypotheses.site import (
     precision,
     same_shapes,
 )
-from parity.hypotheses.tensors import parameters_of, tensors_of
+from parity.hypotheses.tensors import differing, parameters_of, relations, tensors_of
 from parity.report import status_of
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -46,67 +47,86 @@ def normalisation(site: Site) -> Iterator[Explanation]:
     if len(whole) != len(_NORM):
         return
     exact = compute(whole)
-    if site.reproduces(_by_clip_statistics(site, own)) and not site.reproduces(exact):
-        right = exact
-        if not site.fits(exact) and len(site.truth) == len(_NORM):
-            right = compute(site.truth)
-            if site.fits(right):
-                yield from parameters_of(site, compute, _NORM)
-        if site.fits(right):
-            yield Explanation(
-                "norm-not-in-eval",
-                "normalises by the statistics of the clip",
-                f"Call eval() on {site.path}.",
-                site.score(right),
-            )
-        return
-    if len(own) != len(_NORM):
-        return
-    if site.fits(exact):
-        yield from precision(site, exact)
-        return
+    by_clip = site.reproduces(_by_clip_statistics(site, own)) and not site.reproduces(exact)
     found: list[Explanation] = []
+    if not site.fits(exact):
+        found = list(_explained(site, whole, compute))
+    elif not by_clip:
+        found = list(precision(site, exact))
+    if by_clip and (found or site.fits(exact)):
+        after = found[0].after if found else site.score(exact)
+        mend = f"Call eval() on {site.path}."
+        what = "normalises by the statistics of the clip"
+        found.append(Explanation("norm-not-in-eval", what, mend, after))
+    elif not found and not site.fits(exact) and len(own) == len(_NORM):
+        found = list(_fitted_norm(site))
+    yield from found
+
+
+def _explained(
+    site: Site, own: Mapping[str, Tensor], compute: Callable[..., Tensors]
+) -> Iterator[Explanation]:
+    """Another epsilon, exchanged or other tensors; or an epsilon and tensors."""
+    right = [
+        (eps, after)
+        for eps in _EPSILONS
+        if status_of(after := site.score(compute(own, eps))) == "match"
+    ]
+    for eps, after in right[:1]:
+        yield _epsilon(site, eps, after)
+    found = list(_exchanged(site, own, compute))
+    if not right and not found and len(tensors_of(site.module, _NORM)) == len(_NORM):
+        found = list(parameters_of(site, compute, _NORM))
+    yield from found
+    wrong = differing(site, own)
+    if right or found or not wrong or not site.truth.keys() >= {*_NORM}:
+        return
     for eps in _EPSILONS:
-        if status_of(after := site.score(compute(own, eps))) == "match":
-            detail = f"adds {module.eps:g} to the variance, the reference {eps:g}"
-            mend = f"Set the epsilon of {site.path} to {eps:g}."
-            found.append(Explanation("norm-epsilon", detail, mend, after, None))
-            break
+        after = site.score(compute({**own, **site.truth}, eps))
+        if status_of(after) == "match":
+            yield _epsilon(site, eps, after)
+            exchanged = list(_exchanged(site, own, functools.partial(compute, eps=eps)))
+            yield from exchanged or relations(site, own, wrong, after)
+            return
+
+
+def _epsilon(site: Site, eps: float, after: float) -> Explanation:
+    module: Any = site.module
+    detail = f"adds {module.eps:g} to the variance, the reference {eps:g}"
+    return Explanation("norm-epsilon", detail, f"Set the epsilon of {site.path} to {eps:g}.", after)
+
+
+def _exchanged(
+    site: Site, own: Mapping[str, Tensor], compute: Callable[[Mapping[str, Tensor]], Tensors]
+) -> Iterator[Explanation]:
+    """The four tensors are there, under one another's names."""
     for order in itertools.permutations(_NORM):
         if order == _NORM:
             continue
         moved = {name: own[other] for name, other in zip(_NORM, order, strict=True)}
         if status_of(after := site.score(compute(moved))) == "match":
-            pairs = [f"{n} is in {o}" for n, o in zip(_NORM, order, strict=True) if n != o]
-            found.append(
-                Explanation(
-                    "norm-stats-swapped",
-                    ", ".join(pairs),
-                    f"Exchange them in {site.path}.",
-                    after,
-                    site.parameter(next(n for n, o in zip(_NORM, order, strict=True) if n != o)),
-                )
+            pairs = [(n, o) for n, o in zip(_NORM, order, strict=True) if n != o]
+            yield Explanation(
+                "norm-stats-swapped",
+                ", ".join(f"{n} is in {o}" for n, o in pairs),
+                f"Exchange them in {site.path}.",
+                after,
+                site.parameter(pairs[0][0]),
             )
-    found = found or list(parameters_of(site, compute, _NORM))
-    if not found:
-        found = list(_fitted_norm(site))
-    yield from found
 
 
 def _by_clip_statistics(site: Site, own: Mapping[str, Tensor]) -> Tensors:
     """Return what normalising each chunk by its own mean and variance gives."""
     outputs = []
+    module: Any = site.module
+    epsilon = float(module.eps)
     for x in site.inputs:
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean = x.mean(axes, keepdim=True)
-        spread = torch.sqrt(((x - mean) ** 2).mean(axes, keepdim=True) + _epsilon(site.module))
+        spread = torch.sqrt(((x - mean) ** 2).mean(axes, keepdim=True) + epsilon)
         outputs.append((x - mean) / spread * own["weight"].view(shape) + own["bias"].view(shape))
     return outputs
-
-
-def _epsilon(module: Any) -> float:
-    return float(module.eps)
 
 
 def _fitted_norm(site: Site) -> Iterator[Explanation]:

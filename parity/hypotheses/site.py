@@ -19,6 +19,8 @@ from parity.taps import INPUT
 EQUAL = 1e-6
 # What bfloat16, the coarsest type that networks run in, can do to one layer's output.
 LARGEST_PRECISION_LOSS = 2e-2
+# What bfloat16 does inside a layer that gives float32; what loses more is no known type.
+LARGEST_GUESS = 8e-3
 # Between float64 and a layer's own float32, in floor units; and between two accounts of an error.
 SAME_IN_FLOORS = 3.0
 MOST = 0.2
@@ -159,6 +161,7 @@ def precision(
                 "precision", f"{what} in {name}", f"Run {site.tap} in float32.", after
             )
             return
+    guess = guess and lost <= LARGEST_GUESS * rms(exact)
     if guess and not _systematic(site.outputs, exact):
         bits = max(1, round(-math.log2(lost / rms(exact))))
         yield Explanation(

@@ -191,11 +191,7 @@ def parameters_of(
 ) -> Iterator[Explanation]:
     """The layer is right, and its tensors are not: the reference's own ones, or ours rearranged."""
     own = tensors_of(site.module, names)
-    wrong = [
-        name
-        for name in names
-        if name in own and name in site.truth and not _same(own[name], site.truth[name])
-    ]
+    wrong = differing(site, own)
     if wrong:
         after = site.score(compute({**own, **{name: site.truth[name] for name in wrong}}))
         if status_of(after) == "match":
@@ -209,14 +205,26 @@ def parameters_of(
                 )
                 != "match"
             ]
-            for name in needed:
-                full = site.parameter(name)
-                for cause, detail, mend in explain_parameter(
-                    full, own[name], site.truth[name], site.everything
-                ):
-                    yield Explanation(cause, detail, mend, after, full)
+            yield from relations(site, own, needed, after)
             return
     yield from _rearranged(site, compute, own, names)
+
+
+def differing(site: Site, own: Mapping[str, Tensor]) -> list[str]:
+    """Return which of a module's tensors are not the reference's."""
+    return [n for n in own if n in site.truth and not _same(own[n], site.truth[n])]
+
+
+def relations(
+    site: Site, own: Mapping[str, Tensor], names: Sequence[str], after: float
+) -> Iterator[Explanation]:
+    """Say of each tensor how it relates to the reference's."""
+    for name in names:
+        full = site.parameter(name)
+        for cause, detail, mend in explain_parameter(
+            full, own[name], site.truth[name], site.everything
+        ):
+            yield Explanation(cause, detail, mend, after, full)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import tempfile
@@ -25,6 +24,7 @@ from movinet_port.export.programs import (
 )
 from movinet_port.export.shape import ClipShape, input_axes
 from movinet_port.files import whole_file
+from movinet_port.inputs import published_input
 from movinet_port.model import MoViNet
 
 Writer = Callable[[Checkpoint, MoViNet, ClipShape, Mapping[str, Any], Path], None]
@@ -178,10 +178,6 @@ def _facts(checkpoint: Checkpoint, model: MoViNet, shape: ClipShape) -> dict[str
 
 
 def _input_format(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the size and rate of the clips that the published network is for, if it is one."""
-    import weights
-
-    with contextlib.suppress(weights.UnknownModelError):
-        published = weights.find_model(checkpoint.spec.name, checkpoint.spec.mode)
-        return {"size": published.resolution, "frames_per_second": published.frames_per_second}
-    return None
+    """Return the size and rate of the clips that the network is for, if known."""
+    stated = checkpoint.input or published_input(checkpoint.spec.name)
+    return None if stated is None else stated.to_dict()

@@ -123,12 +123,6 @@ def compile_graph(network: FastMoViNet) -> GraphNetwork:
     return GraphNetwork(network.spec, network.labels, function, network.dtype)
 
 
-# Of Inductor. Weights are laid out ahead for its own matrix products, which have bias and
-# activation in them: PyTorch's single ones cost more to call than to compute. An activation is
-# written once and read by nine or more terms of a depthwise convolution, not computed again.
-OPTIONS: dict[str, bool | int | str] = {
-    "freezing": True,
-    "max_autotune": True,
-    "max_autotune_gemm_backends": "CPP",
-    "realize_reads_threshold": 0,
-}
+# Of Inductor. An activation is written once and read by nine or more terms of a depthwise
+# convolution, not computed again for each.
+OPTIONS: dict[str, bool | int | str] = {"realize_reads_threshold": 0}

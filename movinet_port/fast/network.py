@@ -419,25 +419,34 @@ class StreamConv(Part):
     def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
         """Compute `_spatial` so that a compiler can fuse it with what is around it."""
         (top, bottom), (left, right) = self._pads(*windows[0][0].shape[1:3])
+        frames = max(x.shape[0] for x, _ in windows)
         total: Tensor | None = self.constant
         assert total is not None
-        for (x, _), kernel in zip(windows, self.kernels, strict=True):
-            if self.key in DENSE:
+        for (x, first), kernel in zip(windows, self.kernels, strict=True):
+            part: Tensor | None = None
+            if not x.shape[0]:
+                continue
+            if self.key in DENSE or self.groups == 1:
                 planes = F.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
                 kernel = kernel.contiguous(memory_format=torch.channels_last)
-                y = F.conv2d(planes, kernel, None, self.stride, 0, 1, self.groups)
-                total = y.permute(0, 2, 3, 1) + total
-                continue
-            padded = F.pad(x, (0, 0, left, right, top, bottom))
-            height = (padded.shape[1] - self.kernel[0]) // self.stride[0] + 1
-            width = (padded.shape[2] - self.kernel[1]) // self.stride[1] + 1
-            for row in range(self.kernel[0]):
-                for column in range(self.kernel[1]):
-                    rows = slice(row, row + (height - 1) * self.stride[0] + 1, self.stride[0])
-                    columns = slice(
-                        column, column + (width - 1) * self.stride[1] + 1, self.stride[1]
-                    )
-                    total = total + padded[:, rows, columns] * kernel[:, 0, row, column]
+                part = F.conv2d(planes, kernel, None, self.stride, 0, 1, self.groups)
+                part = part.permute(0, 2, 3, 1)
+            else:
+                padded = F.pad(x, (0, 0, left, right, top, bottom))
+                for row in range(self.kernel[0]):
+                    for column in range(self.kernel[1]):
+                        seen = padded[
+                            :,
+                            _every(row, padded.shape[1], self.kernel[0], self.stride[0]),
+                            _every(column, padded.shape[2], self.kernel[1], self.stride[1]),
+                        ]
+                        term = seen * kernel[:, 0, row, column]
+                        part = term if part is None else part + term
+            assert part is not None
+            if x.shape[0] < frames:
+                # Nothing from the frames outside the clip.
+                part = F.pad(part, (0, 0, 0, 0, 0, 0, first, frames - first - x.shape[0]))
+            total = total + part
         return self.activation(total)
 
     def layout(self, x: Tensor) -> _Spatial:
@@ -502,6 +511,11 @@ def fuses(x: Tensor) -> bool:
 _HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise_"
 )
+
+
+def _every(first: int, size: int, kernel: int, stride: int) -> slice:
+    """Return the cells of a padded axis that one cell of the kernel sees."""
+    return slice(first, first + (size - kernel) // stride * stride + 1, stride)
 
 
 def _pack(kernel: Tensor, stride: tuple[int, int], groups: int) -> Tensor:

@@ -75,6 +75,11 @@ class Bench:
         chosen = self.options.variants
         return [v for v in default.split(",") if not chosen or v in chosen.split(",")]
 
+    def chosen(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that ``--without`` leaves."""
+        left_out = [text for text in (self.options.without or "").split(",") if text]
+        return [row for row in rows if not any(text in row.name for text in left_out)]
+
     def measure(self, rows: Sequence[Row], rounds: float = 1.0, threads: int | None = None) -> None:
         """Measure rows side by side, with `rounds` times the usual number of rounds."""
         number = max(2, round(rounds * self.options.rounds))
@@ -135,7 +140,7 @@ def frame(bench: Bench) -> None:
             rows.insert(2, Row(COMPILED, "ours_stream", {**ours, "level": "compile"}))
             saved = {"saved_model": str(peers.path()), "size": size}
             rows.append(Row(TENSORFLOW, "tensorflow_stream", saved))
-        rows += _first_port(bench, name, "stream", size, 1)
+        rows = bench.chosen([*rows, *_first_port(bench, name, "stream", size, 1)])
         bench.measure(rows)
         _speed_table(
             bench,
@@ -171,6 +176,7 @@ def clip(bench: Bench) -> None:
             Row(TENSORFLOW, "tensorflow_clip", saved),
             *_first_port(bench, name, "base", size, frames),
         ]
+        rows = bench.chosen(rows)
         bench.measure(rows, 0.6)
         _speed_table(
             bench,
@@ -255,7 +261,8 @@ expected = logits(right)
 common, spread = expected.mean(0), (expected - expected.mean(0)).std()
 for kind, how in kinds.items():
     try:
-        got = logits(optimize(right, **{k: getattr(torch, v) if k == 'dtype' else v for k, v in how.items()}))
+        changes = {k: getattr(torch, v) if k == 'dtype' else v for k, v in how.items()}
+        got = logits(optimize(right, **changes))
     except Exception:
         continue
     error = (got - expected) / spread
@@ -829,6 +836,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help=f"some sections of {','.join(SECTIONS)}")
     parser.add_argument("--variants", help="such as a0,a2; by default what a section is about")
+    parser.add_argument("--without", help="leave out rows with these words: TensorFlow,compiled")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--frames", type=int, default=50, help="of a base network's clip")

@@ -43,6 +43,7 @@ COMPILED = "ours, compiled"
 AOT = "ours, ahead of time"
 TENSORFLOW = "TensorFlow SavedModel"
 LITERT = "LiteRT (XNNPACK)"
+LITERT_RUNNER = "LiteRT, signature runner"
 LITERT_INVOKE = "LiteRT, states not carried"
 ONNX = "ONNX Runtime, our export"
 FIRST_PORT = "first PyTorch port"
@@ -129,9 +130,14 @@ def frame(bench: Bench) -> None:
             Row(AOT, "ours_aot", {"package": str(peers.path("pt2")), "size": size}),
             Row(LITERT, "litert", {"tflite": str(peers.path("tflite")), "size": size}),
             Row(
+                LITERT_RUNNER,
+                "litert",
+                {"tflite": str(peers.path("tflite")), "size": size, "way": "runner"},
+            ),
+            Row(
                 LITERT_INVOKE,
                 "litert",
-                {"tflite": str(peers.path("tflite")), "size": size, "invoke_only": True},
+                {"tflite": str(peers.path("tflite")), "size": size, "way": "invoke"},
             ),
             Row(ONNX, "onnx_stream", {"onnx": str(peers.path("onnx")), "size": size}),
         ]

@@ -477,15 +477,17 @@ def pieces(bench: Bench) -> None:
         frames, size = (12, 48) if quick else (120, bench.size(name))
         rows, found = [], {}
         cases = {
-            "whole clip": "",
-            "pieces of 8": "8",
-            "pieces of 8, recomputed": "8 recompute",
-            "pieces of 8, on disk": "8 spill",
+            "optimised, whole clip": "",
+            "optimised, pieces of 8": "8",
+            "optimised, pieces of 8, recomputed": "8 recompute",
+            "optimised, pieces of 8, on disk": "8 spill",
+            "readable, pieces of 8, on disk": "8 spill",
+            "readable, whole clip": "",
         }
         for case, how in cases.items():
             bench.say(f"{name} {case}")
             found[case] = one = run_alone(
-                _PIECES, name, str(frames), str(size), how, str(bench.threads)
+                _PIECES, name, str(frames), str(size), how, str(bench.threads), case.split(",")[0]
             )
             rows.append(
                 [case, "not measured", one["error"], ""]
@@ -498,9 +500,8 @@ def pieces(bench: Bench) -> None:
                 ]
             )
         bench.found[f"pieces-{name}"] = found
-        level = next((one["level"] for one in found.values() if "level" in one), "")
         bench.table(
-            f"{name.upper()} base, {level}, a clip of {frames} x {size} x {size}",
+            f"{name.upper()} base, a clip of {frames} x {size} x {size}",
             ["", "peak MiB above the input", "seconds", "logits: difference / spread"],
             rows,
         )
@@ -521,7 +522,8 @@ model = create_model(name).eval()
 for key, value in model.named_parameters():
     if key.endswith("rezero.scale"):
         value.fill_(0.5)
-model, level = optimize(model), "optimised"
+if sys.argv[6] == "optimised":
+    model = optimize(model)
 clip = torch.rand(1, 3, frames, size, size)
 model(clip[:, :, :2, :32, :32])
 before, start = peak_memory(), time.perf_counter()
@@ -532,13 +534,13 @@ if how:
 else:
     logits = model(clip)
 seconds, peak = time.perf_counter() - start, peak_memory() - before
-file = os.path.join(tempfile.gettempdir(), f"movinet-bench-{name}-{frames}-{size}-{level}.pt")
-if not how:
+file = os.path.join(tempfile.gettempdir(), f"movinet-bench-{name}-{frames}-{size}.pt")
+if not how and sys.argv[6] == "optimised":
     torch.save(logits, file)
 whole = torch.load(file)
-if how.endswith("spill"):
+if not how and sys.argv[6] == "readable":
     os.remove(file)
-print(json.dumps({"mib": peak, "seconds": seconds, "level": level,
+print(json.dumps({"mib": peak, "seconds": seconds,
                   "difference": float((logits - whole).abs().max() / whole.std())}))
 """
 

@@ -705,7 +705,7 @@ def _first_port(bench: Bench, name: str, mode: str, size: int, frames: int) -> l
 
 
 def _flops(name: str, mode: str, frames: int, size: int) -> int:
-    """Count the floating point operations of our readable network; a multiplication is one."""
+    """Count the readable network's floating point operations; a multiply-add is two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

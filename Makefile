@@ -4,6 +4,7 @@ PYTHON ?= python3
 
 VENV := .venv
 REFERENCE_VENV := .venv-reference
+BENCH_VENV := .venv-bench
 INSTALLED_FROM := setup.cfg pyproject.toml constraints.txt
 # A comma inside an argument of $(call).
 , := ,
@@ -25,13 +26,14 @@ $(1)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(2)]'
 @touch $@
 endef
 
-.PHONY: help demo test test-reference fuzz lint clean
+.PHONY: help demo test test-reference fuzz bench lint clean
 
 help:
 	@echo "make demo            convert the sample model and compare both sides"
 	@echo "make test            linters, types and the tests that need no tf-models-official"
 	@echo "make test-reference  the tests against the authors' code"
 	@echo "make fuzz            damaged sources by the hundred, each refused or converted right"
+	@echo "make bench           speed and memory, ours and others' side by side (BENCH=--help)"
 	@echo "make lint            linters and types only"
 	@echo "make clean           remove environments, builds and caches"
 
@@ -71,6 +73,15 @@ fuzz: export TF_USE_LEGACY_KERAS = 1
 fuzz: $(VENV)/.installed-dev
 	$(VENV)/bin/python tests/fuzz.py
 
+$(BENCH_VENV)/.installed: $(INSTALLED_FROM)
+	$(call install,$(BENCH_VENV),tf$(,)bench$(,)reference)
+
+# The first time makes the peers' files and compiles: an hour. Then a quarter of an hour.
+bench: export TF_USE_LEGACY_KERAS = 1
+bench: export TF_CPP_MIN_LOG_LEVEL = 3
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python benchmarks/speed.py --verbose --plots docs $(BENCH)
+
 clean:
-	rm -rf $(VENV) $(REFERENCE_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(REFERENCE_VENV) $(BENCH_VENV) build dist *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

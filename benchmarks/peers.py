@@ -255,10 +255,6 @@ class LiteStream:
         for detail in self.interpreter.get_input_details():
             self.interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
 
-    def invoke(self) -> None:
-        """Run the model on whatever its inputs hold."""
-        self.interpreter.invoke()
-
     def step(self, image: np.ndarray) -> np.ndarray:
         """Return logits (1, classes) after the next frame, (1, 1, height, width, 3)."""
         interpreter = self.interpreter
@@ -267,6 +263,33 @@ class LiteStream:
         for output, target in self._pairs:
             interpreter.set_tensor(target, interpreter.tensor(output)())
         logits: np.ndarray = interpreter.get_tensor(self._logits)
+        return logits
+
+
+class LiteRunner:
+    """The same through LiteRT's signature runner, as its documentation feeds a model."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(str(path), num_threads=threads)
+        self._runner = self._interpreter.get_signature_runner()
+        self._details = self._runner.get_input_details()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start another video."""
+        self._states = {
+            name: np.zeros(detail["shape"], detail["dtype"])
+            for name, detail in self._details.items()
+            if name != "image"
+        }
+
+    def step(self, image: np.ndarray) -> np.ndarray:
+        """Return logits (1, classes) after the next frame, (1, 1, height, width, 3)."""
+        found = self._runner(image=image, **self._states)
+        logits: np.ndarray = found.pop("logits")
+        self._states = found
         return logits
 
 

@@ -210,17 +210,23 @@ def tensorflow_clip(*, saved_model: str, size: int, frames: int, threads: int) -
     return lambda: network.run(clip), {"logits": _plain(network.run(clip))}
 
 
-def litert(*, tflite: str, size: int, threads: int, invoke_only: bool = False) -> Made:
-    """LiteRT with XNNPACK; states copied from outputs to inputs unless `invoke_only`."""
-    _need(tflite)
-    try:
-        from benchmarks.peers import LiteStream
+def litert(*, tflite: str, size: int, threads: int, way: str = "copied") -> Made:
+    """LiteRT with XNNPACK.
 
-        stream = LiteStream(Path(tflite), threads)
+    Args:
+        way: "copied": states go from output to input tensors, the fastest way to carry them;
+            "runner": through the signature runner; "invoke": they are not carried, and no frame
+            is set.
+    """
+    _need(tflite)
+    from benchmarks.peers import LiteRunner, LiteStream
+
+    try:
+        stream = (LiteRunner if way == "runner" else LiteStream)(Path(tflite), threads)
     except ImportError:
         raise NotHereError("LiteRT is not installed: pip install 'movinet-port[bench]'") from None
     call, facts = _stepper(stream.step, _clips(1, 1, size), stream.reset)
-    return (stream.invoke if invoke_only else call), facts
+    return (stream.interpreter.invoke if way == "invoke" else call), facts
 
 
 def onnx_stream(*, onnx: str, size: int, threads: int) -> Made:

@@ -43,6 +43,7 @@ COMPILED = "ours, compiled"
 AOT = "ours, ahead of time"
 TENSORFLOW = "TensorFlow SavedModel"
 LITERT = "LiteRT (XNNPACK)"
+LITERT_RUNNER = "LiteRT, signature runner"
 LITERT_INVOKE = "LiteRT, states not carried"
 ONNX = "ONNX Runtime, our export"
 FIRST_PORT = "first PyTorch port"
@@ -74,6 +75,11 @@ class Bench:
         """Return those of the section's variants that were asked for."""
         chosen = self.options.variants
         return [v for v in default.split(",") if not chosen or v in chosen.split(",")]
+
+    def chosen(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that ``--without`` leaves."""
+        left_out = [text for text in (self.options.without or "").split(",") if text]
+        return [row for row in rows if not any(text in row.name for text in left_out)]
 
     def measure(self, rows: Sequence[Row], rounds: float = 1.0, threads: int | None = None) -> None:
         """Measure rows side by side, with `rounds` times the usual number of rounds."""
@@ -124,9 +130,14 @@ def frame(bench: Bench) -> None:
             Row(AOT, "ours_aot", {"package": str(peers.path("pt2")), "size": size}),
             Row(LITERT, "litert", {"tflite": str(peers.path("tflite")), "size": size}),
             Row(
+                LITERT_RUNNER,
+                "litert",
+                {"tflite": str(peers.path("tflite")), "size": size, "way": "runner"},
+            ),
+            Row(
                 LITERT_INVOKE,
                 "litert",
-                {"tflite": str(peers.path("tflite")), "size": size, "invoke_only": True},
+                {"tflite": str(peers.path("tflite")), "size": size, "way": "invoke"},
             ),
             Row(ONNX, "onnx_stream", {"onnx": str(peers.path("onnx")), "size": size}),
         ]
@@ -135,7 +146,7 @@ def frame(bench: Bench) -> None:
             rows.insert(2, Row(COMPILED, "ours_stream", {**ours, "level": "compile"}))
             saved = {"saved_model": str(peers.path()), "size": size}
             rows.append(Row(TENSORFLOW, "tensorflow_stream", saved))
-        rows += _first_port(bench, name, "stream", size, 1)
+        rows = bench.chosen([*rows, *_first_port(bench, name, "stream", size, 1)])
         bench.measure(rows)
         _speed_table(
             bench,
@@ -171,6 +182,7 @@ def clip(bench: Bench) -> None:
             Row(TENSORFLOW, "tensorflow_clip", saved),
             *_first_port(bench, name, "base", size, frames),
         ]
+        rows = bench.chosen(rows)
         bench.measure(rows, 0.6)
         _speed_table(
             bench,
@@ -255,7 +267,8 @@ expected = logits(right)
 common, spread = expected.mean(0), (expected - expected.mean(0)).std()
 for kind, how in kinds.items():
     try:
-        got = logits(optimize(right, **{k: getattr(torch, v) if k == 'dtype' else v for k, v in how.items()}))
+        changes = {k: getattr(torch, v) if k == 'dtype' else v for k, v in how.items()}
+        got = logits(optimize(right, **changes))
     except Exception:
         continue
     error = (got - expected) / spread
@@ -464,15 +477,17 @@ def pieces(bench: Bench) -> None:
         frames, size = (12, 48) if quick else (120, bench.size(name))
         rows, found = [], {}
         cases = {
-            "whole clip": "",
-            "pieces of 8": "8",
-            "pieces of 8, recomputed": "8 recompute",
-            "pieces of 8, on disk": "8 spill",
+            "optimised, whole clip": "",
+            "optimised, pieces of 8": "8",
+            "optimised, pieces of 8, recomputed": "8 recompute",
+            "optimised, pieces of 8, on disk": "8 spill",
+            "readable, pieces of 8, on disk": "8 spill",
+            "readable, whole clip": "",
         }
         for case, how in cases.items():
             bench.say(f"{name} {case}")
             found[case] = one = run_alone(
-                _PIECES, name, str(frames), str(size), how, str(bench.threads)
+                _PIECES, name, str(frames), str(size), how, str(bench.threads), case.split(",")[0]
             )
             rows.append(
                 [case, "not measured", one["error"], ""]
@@ -485,9 +500,8 @@ def pieces(bench: Bench) -> None:
                 ]
             )
         bench.found[f"pieces-{name}"] = found
-        level = next((one["level"] for one in found.values() if "level" in one), "")
         bench.table(
-            f"{name.upper()} base, {level}, a clip of {frames} x {size} x {size}",
+            f"{name.upper()} base, a clip of {frames} x {size} x {size}",
             ["", "peak MiB above the input", "seconds", "logits: difference / spread"],
             rows,
         )
@@ -508,7 +522,8 @@ model = create_model(name).eval()
 for key, value in model.named_parameters():
     if key.endswith("rezero.scale"):
         value.fill_(0.5)
-model, level = optimize(model), "optimised"
+if sys.argv[6] == "optimised":
+    model = optimize(model)
 clip = torch.rand(1, 3, frames, size, size)
 model(clip[:, :, :2, :32, :32])
 before, start = peak_memory(), time.perf_counter()
@@ -519,13 +534,13 @@ if how:
 else:
     logits = model(clip)
 seconds, peak = time.perf_counter() - start, peak_memory() - before
-file = os.path.join(tempfile.gettempdir(), f"movinet-bench-{name}-{frames}-{size}-{level}.pt")
-if not how:
+file = os.path.join(tempfile.gettempdir(), f"movinet-bench-{name}-{frames}-{size}.pt")
+if not how and sys.argv[6] == "optimised":
     torch.save(logits, file)
 whole = torch.load(file)
-if how.endswith("spill"):
+if not how and sys.argv[6] == "readable":
     os.remove(file)
-print(json.dumps({"mib": peak, "seconds": seconds, "level": level,
+print(json.dumps({"mib": peak, "seconds": seconds,
                   "difference": float((logits - whole).abs().max() / whole.std())}))
 """
 
@@ -690,7 +705,7 @@ def _first_port(bench: Bench, name: str, mode: str, size: int, frames: int) -> l
 
 
 def _flops(name: str, mode: str, frames: int, size: int) -> int:
-    """Count the floating point operations of our readable network; a multiplication is one."""
+    """Count the readable network's floating point operations; a multiply-add is two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -829,6 +844,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help=f"some sections of {','.join(SECTIONS)}")
     parser.add_argument("--variants", help="such as a0,a2; by default what a section is about")
+    parser.add_argument("--without", help="leave out rows with these words: TensorFlow,compiled")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--frames", type=int, default=50, help="of a base network's clip")

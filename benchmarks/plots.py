@@ -83,6 +83,7 @@ def _bars(plt: Any, sections: Mapping[str, Any], prefix: str) -> Any:
         axes.barh(names, values, color=colours, xerr=spread, ecolor=INK, error_kw={"lw": 0.8})
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.set_xlim(left=min(values) / 3)
         for position, value in enumerate(values):
             axes.text(value * 1.06, position - 0.22, f"{value:.3g}", fontsize=7, color=INK)
         axes.set_title(key.removeprefix(prefix).upper(), loc="left", fontsize=9)

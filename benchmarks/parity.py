@@ -38,7 +38,7 @@ from parity.clips import random_clip  # noqa: E402
 from parity.compare import compare  # noqa: E402
 from parity.references import SavedModelReference  # noqa: E402
 from parity.report import Report  # noqa: E402
-from weights.samples.make_sample import BASE, STREAM, build, randomise  # noqa: E402
+from weights.samples.make_sample import BASE, STREAM, build, randomise, without_traces  # noqa: E402
 
 VARIANTS = tuple(
     f"{name}-{mode}"
@@ -86,7 +86,7 @@ class Exported:
             return {"logits": logits, **states}
 
         self._root = tf.Module()
-        self._root.model = _bare(tf, self.model)
+        self._root.model = without_traces(self.model)
         self._signature = tf.function(call).get_concrete_function(**inputs)
         self._key = "call" if causal else "serving_default"
 
@@ -101,23 +101,6 @@ class Exported:
             return SavedModelReference(folder, name=name)
         finally:
             shutil.rmtree(folder)
-
-
-def _bare(tf: Any, root: Any) -> Any:
-    """Return plain objects with the variables and the paths of a Keras model's."""
-    view = tf.train.TrackableView(root)
-    made: dict[int, Any] = {}
-
-    def copy(item: Any) -> Any:
-        if isinstance(item, tf.Variable):
-            return item
-        if id(item) not in made:
-            made[id(item)] = tf.Module()
-            for name, child in view.children(item).items():
-                made[id(item)]._track_trackable(copy(child), name)
-        return made[id(item)]
-
-    return copy(root)
 
 
 def _inputs(seed: int, causal: bool, largest: int) -> tuple[Any, list[int] | None]:

@@ -123,10 +123,12 @@ class Peers:
         """
         import tensorflow as tf
 
+        from weights.samples.make_sample import without_traces
+
         root = tf.Module()
         model = self.model()
         signature = self._call((None, None, None, None, 3), compiled=self.causal)
-        root.model = bare(tf, model)
+        root.model = without_traces(model)
         signatures = {"call" if self.causal else "serving_default": signature}
         if self.causal:
             init = tf.function(model.init_states, jit_compile=True)
@@ -202,23 +204,6 @@ _MAKERS = {
     "onnx": Peers.export_onnx,
     "pt2": Peers.compile,
 }
-
-
-def bare(tf: Any, root: Any) -> Any:
-    """Return plain objects with the variables and the paths of a Keras model's."""
-    view = tf.train.TrackableView(root)
-    made: dict[int, Any] = {}
-
-    def copy(item: Any) -> Any:
-        if isinstance(item, tf.Variable):
-            return item
-        if id(item) not in made:
-            made[id(item)] = tf.Module()
-            for name, child in view.children(item).items():
-                made[id(item)]._track_trackable(copy(child), name)
-        return made[id(item)]
-
-    return copy(root)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -38,6 +38,8 @@ SAMPLE = "weights/samples/movinet_mini_stream.tar.gz"
 NOT_RUN = {
     "make demo": "makes an environment; tests/test_package.py runs movinet-port demo",
     "make test": "would run itself",
+    "movinet-port compile --weights a0_stream.pt --frames 1 --size 172 -o a0_stream.pt2": "compiles "
+    "for minutes; tests/test_fast.py compiles a small network",
     "pip install '.[tf]'": "downloads; tests/test_package.py installs the wheel",
     "torchrun --nproc-per-node 4 --no-python movinet-port finetune videos --weights a0_base.pt "
     "-o gpus": "four processes; tests/test_finetune.py runs two",

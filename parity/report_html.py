@@ -8,6 +8,7 @@ values under the pointer. The template is ``templates/report.html.jinja``.
 from __future__ import annotations
 
 import base64
+import decimal
 import hashlib
 import json
 import math
@@ -89,10 +90,16 @@ def render_html(report: Report) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
+_THREE_DIGITS = decimal.Context(prec=3, rounding=decimal.ROUND_HALF_UP)
+
+
 def short(value: float | None) -> str:
     """Return a number in three digits; null stands for one that is infinite or not a number."""
     if value is None:
         return "∞"
+    if math.isfinite(value):
+        # As JavaScript rounds, which the page also does: halves away from zero.
+        value = float(_THREE_DIGITS.create_decimal(value))
     if value and not 0.001 <= abs(value) < 999.5:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa}e{int(exponent)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -222,6 +223,11 @@ def test_load_optimises(build: Any, tmp_path: Path) -> None:
     assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
 
 
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
+)
+
+
 @pytest.fixture(scope="module")
 def package(
     tiny_spec: Callable[..., ModelSpec],
@@ -239,6 +245,7 @@ def package(
     return folder / "tiny.pt2", model
 
 
+@needs_compiler
 def test_a_package_gives_the_logits_and_states_of_the_readable_network(
     package: tuple[Path, MoViNet],
 ) -> None:
@@ -261,6 +268,7 @@ def test_a_package_gives_the_logits_and_states_of_the_readable_network(
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1, 20, 24), (1, 3, 2, 20, 24), (1, 3, 1, 20, 25)])
+@needs_compiler
 def test_a_package_names_the_shape_that_it_was_compiled_for(
     package: tuple[Path, MoViNet], shape: tuple[int, ...]
 ) -> None:
@@ -269,6 +277,7 @@ def test_a_package_names_the_shape_that_it_was_compiled_for(
         compiled(torch.rand(shape))
 
 
+@needs_compiler
 def test_a_package_loads_with_no_compiler(package: tuple[Path, MoViNet]) -> None:
     program = (
         "import sys, torch, movinet_port\n"
@@ -287,6 +296,7 @@ def test_a_package_loads_with_no_compiler(package: tuple[Path, MoViNet]) -> None
     assert result.stdout.strip() == "(1, 3)", result.stderr
 
 
+@needs_compiler
 def test_a_package_for_another_machine_is_refused(
     package: tuple[Path, MoViNet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +305,7 @@ def test_a_package_for_another_machine_is_refused(
         movinet_port.load(package[0])
 
 
+@needs_compiler
 def test_a_package_that_is_none_is_refused(package: tuple[Path, MoViNet], tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.pt2"
     damaged.write_bytes(package[0].read_bytes()[:-2000])
@@ -322,6 +333,7 @@ def test_a_compiler_that_is_not_there_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@needs_compiler
 def test_compile_level_gives_the_same_logits(
     tiny_spec: Callable[..., ModelSpec], randomised: Callable[..., Any]
 ) -> None:

@@ -6,17 +6,22 @@ compiled frame copies no state: who calls moves the references on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from movinet_port.errors import StateError
-from movinet_port.fast.network import FastMoViNet, InferenceNetwork
+from movinet_port.fast.network import FastMoViNet, InferenceNetwork, Pointwise
 from movinet_port.fast.state import Held, Layout, hold
 from movinet_port.model import check_video, init_state
 from movinet_port.spec import ModelSpec
+
+# What Inductor's matrix products compute at a time.
+_COLUMNS = 16
 
 # (video, *Held.flat()) -> (logits, *new frames, *pools, count)
 GraphFunction: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -36,7 +41,7 @@ class Graph(nn.Module):
 
     def __init__(self, network: FastMoViNet) -> None:
         super().__init__()
-        self.network = network
+        self.network = widened(network)
         self.layout = layout_of(network.spec)
 
     def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -51,6 +56,36 @@ class Graph(nn.Module):
             for frame in frames[-min(video.shape[2], len(frames)) :]
         ]
         return (logits, *new, *after.pools.values(), after.count)
+
+
+def widened(network: FastMoViNet) -> FastMoViNet:
+    """Return a copy whose layers hand on zeros after their channels, to a multiple of 16.
+
+    A compiler's matrix products have that many columns at least; of others they waste up to half.
+    What is expanded, and so the state, stays as it is.
+    """
+    network = copy.deepcopy(network)
+    channels = network.spec.stem.filters
+    for layer in network.bottlenecks:
+        out = channels
+        if layer.skip is not None:
+            out = -(-layer.project.weight.shape[0] // _COLUMNS) * _COLUMNS
+            _pad(layer.skip, out, channels)
+        _pad(layer.expansion, None, channels)
+        _pad(layer.project, out, None)
+        channels = out
+    _pad(network.head, None, channels)
+    network.prepare()
+    return network
+
+
+def _pad(block: Pointwise, rows: int | None, columns: int | None) -> None:
+    """Give a 1 x 1 convolution zeros to more output channels, or for more input channels."""
+    weight = block.weight
+    more_rows = 0 if rows is None else rows - weight.shape[0]
+    more_columns = 0 if columns is None else columns - weight.shape[1]
+    block.store(weight=F.pad(weight, (0, more_columns, 0, more_rows)))
+    block.prepare()
 
 
 class GraphNetwork(InferenceNetwork):
@@ -123,6 +158,11 @@ def compile_graph(network: FastMoViNet) -> GraphNetwork:
     return GraphNetwork(network.spec, network.labels, function, network.dtype)
 
 
-# Of Inductor. An activation is written once and read by nine or more terms of a depthwise
-# convolution, not computed again for each.
-OPTIONS: dict[str, bool | int | str] = {"realize_reads_threshold": 0}
+OPTIONS: dict[str, bool | int | str] = {
+    # An activation is written once and read by nine or more terms of a depthwise convolution, not
+    # computed again for each.
+    "realize_reads_threshold": 0,
+    "cpp.enable_floating_point_contract_flag": "fast",
+    # Elements for one thread: a loop of fewer is over before another thread has heard of it.
+    "cpp.min_chunk_size": 4096,
+}

@@ -34,6 +34,9 @@ Tap: TypeAlias = Callable[[str, Tensor], Tensor]
 
 def hard_swish(x: Tensor) -> Tensor:
     """Apply hard-swish in place."""
+    if torch.compiler.is_compiling():
+        # A compiler would divide by 6.
+        return x * (x * (1 / 6) + 0.5).clamp(0.0, 1.0)
     return F.hardswish(x, inplace=True)
 
 
@@ -250,6 +253,8 @@ class StreamConv(Part):
         spatial, temporal = self._buffers["spatial"], self._buffers["temporal"]
         assert spatial is not None
         self.kernels = spatial.unbind(0)
+        # Channels together, for a compiler to read many at once: (height, width, channels).
+        self.cells = [kernel[:, 0].permute(1, 2, 0).contiguous() for kernel in self.kernels]
         self.spatial_out = spatial.shape[1]
         self.constant = self._buffers["bias"]
         self.temporal_taps = () if temporal is None else temporal.unbind(0)
@@ -422,7 +427,7 @@ class StreamConv(Part):
         frames = max(x.shape[0] for x, _ in windows)
         total: Tensor | None = self.constant
         assert total is not None
-        for (x, first), kernel in zip(windows, self.kernels, strict=True):
+        for (x, first), kernel, cells in zip(windows, self.kernels, self.cells, strict=True):
             part: Tensor | None = None
             if not x.shape[0]:
                 continue
@@ -440,7 +445,7 @@ class StreamConv(Part):
                             _every(row, padded.shape[1], self.kernel[0], self.stride[0]),
                             _every(column, padded.shape[2], self.kernel[1], self.stride[1]),
                         ]
-                        term = seen * kernel[:, 0, row, column]
+                        term = seen * cells[row, column]
                         part = term if part is None else part + term
             assert part is not None
             if x.shape[0] < frames:

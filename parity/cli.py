@@ -19,6 +19,7 @@ from converters.tensorflow import import_tensorflow, quiet
 from movinet_port.checkpoint import PACKAGE, Checkpoint, load
 from movinet_port.fast import InferenceNetwork
 from movinet_port.fast import optimize as optimised
+from movinet_port.fast.aot import read_package
 from movinet_port.fast.optimize import fold_network
 from movinet_port.files import whole_file
 from movinet_port.progress import on_terminal, show_progress
@@ -69,9 +70,9 @@ _STREAM_CHUNKS = (1, 2, 3)
 )
 @click.option("--frames", type=click.IntRange(1), help="Default: 6, or all of the file.")
 @click.option(
-    "--size", metavar="N|HxW", help="Default: the published size of the network, or the file's."
+    "--size", metavar="N|HxW", help="Default: the network's published size, or the file's."
 )
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="If random.")
+@click.option("--batch", type=click.IntRange(1), help="If random. Default: 1, or the .pt2's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random frames.")
 @click.option(
     "--chunks",
@@ -104,7 +105,7 @@ def parity(
     clip_source: str,
     frames: int | None,
     size: str | None,
-    batch: int,
+    batch: int | None,
     seed: int,
     chunks: str | None,
     layers: str | None,
@@ -145,10 +146,18 @@ def parity(
                 )
             clip = None
         else:
-            clip = _clip(clip_source, spec, frames, height_width, batch, seed)
+            each = None
+            if weights is not None and Path(weights).suffix == PACKAGE:
+                # It takes clips of one shape.
+                of_batch, each, *of_size = read_package(weights).shape
+                batch = batch or of_batch
+                height_width = height_width or (of_size[0], of_size[1])
+                if spec is None or not spec.causal:
+                    frames = frames or each
+            clip = _clip(clip_source, spec, frames, height_width, batch or 1, seed)
             described.update({"seed": seed} if clip_source == "random" else {})
             if spec is not None and spec.causal and parts is None:
-                parts = _default_chunks(clip.shape[2])
+                parts = _default_chunks(clip.shape[2], each)
         if save_reference is not None:
             if clip is None:
                 raise ComparisonError(f"{source} is a saved reference already")
@@ -268,8 +277,10 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _default_chunks(frames: int) -> list[int]:
-    """Return 1, 2 and the rest, as far as there are frames."""
+def _default_chunks(frames: int, each: int | None) -> list[int]:
+    """Return 1, 2 and the rest, as far as there are frames, or so many each time."""
+    if each is not None:
+        return [min(each, frames - first) for first in range(0, frames, each)]
     chunks: list[int] = []
     for size in _STREAM_CHUNKS[:2]:
         if frames - sum(chunks) > size:

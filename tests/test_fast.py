@@ -20,7 +20,8 @@ from movinet_port.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
 from movinet_port.fast import FastMoViNet, network
 from movinet_port.fast.agreement import agreement
-from movinet_port.fast.aot import CompileError, read_package
+from movinet_port.fast.aot import CompileError, compile_package, read_package
+from movinet_port.fast.optimize import fold_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -144,15 +145,16 @@ def test_a_long_clip_in_pieces_gives_the_same_logits(
         assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
 
 
-def test_the_mode_and_the_later_training_of_the_model_do_not_matter(build: Any) -> None:
-    model = build("base")
-    clip = torch.rand(1, 3, 3, 32, 32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=_name)
+def test_the_mode_and_the_later_training_of_the_model_do_not_matter(build: Any, dtype: Any) -> None:
+    model = build("base").to(dtype)
+    clip = torch.rand(1, 3, 3, 32, 32, dtype=dtype)
     expected = model(clip)
     fast = optimize(model.train())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    assert error(fast(clip), expected) < ROUNDING[torch.float32]
+    assert error(fast(clip), expected) < ROUNDING[dtype]
 
 
 def test_the_fast_network_has_no_gradients(build: Any) -> None:
@@ -331,6 +333,30 @@ def test_a_compiler_that_is_not_there_leaves_no_file(
     with pytest.raises(MovinetPortError, match="no C\\+\\+ compiler"):
         aot.compile_package(fast, tmp_path / "new.pt2", size=(20, 24))
     assert not list(tmp_path.iterdir())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=_name)
+def test_a_package_is_made_where_inductor_has_no_products_of_its_own(
+    tiny_spec: Callable[..., ModelSpec],
+    randomised: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+) -> None:
+    from torch._inductor.kernel import mm
+
+    from movinet_port.fast import aot
+
+    if dtype == torch.float32:
+        monkeypatch.setattr(mm, "use_cpp_gemm_template", lambda *_, **__: False)
+        monkeypatch.setitem(aot._OWN_PRODUCTS, "freezing", False)
+    model = randomised(MoViNet(tiny_spec("base"))).to(dtype)
+    clip = torch.rand(1, 3, 3, 18, 21, dtype=dtype)
+    compile_package(fold_network(model), tmp_path / "tiny.pt2", frames=3, size=(18, 21))
+    with torch.no_grad():
+        found = movinet_port.load(tmp_path / "tiny.pt2")(clip)
+        assert error(found, model(clip)) < ROUNDING[dtype]
 
 
 @needs_compiler

@@ -34,7 +34,6 @@ FORMAT_VERSION = 1
 # Where in the archive, below its one folder, the description is.
 _DESCRIPTION = "extra/movinet_port.json"
 
-
 # Weights laid out ahead for Inductor's own matrix products, with bias and activation in them:
 # PyTorch's single ones cost more to call than to compute.
 _OWN_PRODUCTS = {
@@ -139,12 +138,14 @@ def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, in
                     program, package_path=str(package), inductor_configs=dict(options)
                 )
 
+            # oneDNN lays out nothing of double precision.
+            own = {} if network.dtype == torch.float64 else _OWN_PRODUCTS
             try:
-                write({**OPTIONS, **_OWN_PRODUCTS})
+                write({**OPTIONS, **own})
             except InductorError as error:
                 if "NoValidChoices" not in str(error):
                     raise
-                # A shape for which Inductor has no product of its own.
+                # A product that Inductor has no code for on this CPU.
                 write(OPTIONS)
         except InvalidCxxCompiler as error:
             raise CompileError(

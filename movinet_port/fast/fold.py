@@ -146,10 +146,15 @@ def _norm(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
+def _copy(parameter: Tensor) -> Tensor:
+    """Return a float64 copy, of a float64 parameter too, that knows nothing of gradients."""
+    return parameter.detach().to(torch.float64, copy=True)
+
+
 def _affine(conv: Conv, norm: nn.BatchNorm3d | None) -> tuple[Tensor, Tensor]:
     """Return the convolution's 5-D weight and its bias, the normalisation in them."""
-    weight = conv.weight.double()
-    bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.double()
+    weight = _copy(conv.weight)
+    bias = weight.new_zeros(conv.out_channels) if conv.bias is None else _copy(conv.bias)
     if norm is None:
         return weight, bias
     scale, shift = _norm(norm)
@@ -194,7 +199,7 @@ def _gate(se: SqueezeExcitation, spec: ModelSpec) -> FoldedGate:
         assert expand.bias is not None
         expand = Matrix(expand.weight * slope, expand.bias * slope + constant)
     encoding = se.positional_encoding
-    return FoldedGate(reduce, expand, limit, None if encoding is None else encoding.scale.double())
+    return FoldedGate(reduce, expand, limit, None if encoding is None else _copy(encoding.scale))
 
 
 def _layer(layer: Bottleneck, spec: ModelSpec, offset: Tensor) -> FoldedLayer:

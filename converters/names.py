@@ -159,7 +159,8 @@ OBJECT_PATH = Dialect(
 )
 
 # Keras HDF5 of every era: `save_weights("x.h5")`, and `save("x.h5")` under "model_weights". Keras
-# numbers the inner 2-D convolutions ("conv2d_3"), differently from session to session. The scalar
+# numbers the inner 2-D convolutions ("conv2d_3"), differently from session to session, and the heads
+# of a session's second and later models ("classifier_head_1"). The scalar
 # of a positional encoding is just "scale", of whichever layer: TensorFlow cannot write two of them.
 FULL_NAME = Dialect(
     title="full variable name",
@@ -199,7 +200,7 @@ FULL_NAME = Dialect(
         ),
     },
     scalars={"scale": ("rezero", "scale")},
-    ignored=re.compile(r":0$|(?<=conv2d)_\d+(?=/)"),
+    ignored=re.compile(r":0$|(?<=conv2d)_\d+(?=/)|(?<=classifier_head)_\d+(?=/)"),
 )
 
 # Keras 3's format as tf-keras 2.13 and later write it: "x.weights.h5", and "x.keras", a zip that

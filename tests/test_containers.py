@@ -362,6 +362,17 @@ def test_head_replaced_alone_is_read_with_its_new_names(mini_spec: Spec, tmp_pat
         assert_same(converted(source).checkpoint.state_dict, wanted)
 
 
+def test_the_second_model_of_a_session_has_a_numbered_head(mini_spec: Spec, tmp_path: Path) -> None:
+    variables = containers.records(mini_spec("stream"))
+    numbered = [
+        dataclasses.replace(r, hub=r.hub.replace("classifier_head/", "classifier_head_1/"))
+        for r in variables
+    ]
+    assert numbered != variables
+    source = containers.write_hdf5(numbered, tmp_path / "x.h5", names="hub")
+    assert_same(converted(source).checkpoint.state_dict, containers.state_dict(variables))
+
+
 def test_batches_that_the_first_port_counted_are_kept(mini_spec: Spec, tmp_path: Path) -> None:
     path = containers.write_first_port(containers.records(mini_spec()), tmp_path / "x.pth")
     content = torch.load(path)

@@ -159,9 +159,9 @@ OBJECT_PATH = Dialect(
 )
 
 # Keras HDF5 of every era: `save_weights("x.h5")`, and `save("x.h5")` under "model_weights". Keras
-# numbers the inner 2-D convolutions ("conv2d_3"), differently from session to session, and the heads
-# of a session's second and later models ("classifier_head_1"). The scalar
-# of a positional encoding is just "scale", of whichever layer: TensorFlow cannot write two of them.
+# numbers the inner 2-D convolutions ("conv2d_3"), differently from session to session, and the
+# heads of a session's later models ("classifier_head_1"). The scalar of a positional encoding is
+# just "scale", of whichever layer: TensorFlow cannot write two of them.
 FULL_NAME = Dialect(
     title="full variable name",
     modules={

@@ -46,13 +46,7 @@ HARD = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    # Networks this small are slower on more.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -54,13 +54,7 @@ LAYERS = [f"block{i}_layer{j}" for i, n in enumerate((1, 2, 2, 2, 2)) for j in r
 LAYERS_WITH_GATES = [f"{name}.squeeze_excitation.expand.activation" for name in LAYERS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    # Networks this small are slower on more.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -458,6 +458,17 @@ def test_what_cannot_be_used_is_one_line(
     assert not list(tmp_path.glob("a.*"))
 
 
+def test_where_to_get_the_600_names_is_said_beside_a_prediction_only(
+    run: Any, files: Any, tmp_path: Path, mini_spec: Any, randomised: Any
+) -> None:
+    model = randomised(MoViNet(mini_spec("base", num_classes=600)))
+    weights = tmp_path / "600.pt"
+    movinet_port.save(Checkpoint(model.spec, model.state_dict(), input=FORMAT), weights)
+    assert "--labels kinetics-600" in run("--weights", weights, files["a.mp4"]).err
+    broken = run("--weights", weights, videos.write_sound(tmp_path / "a.wav"))
+    assert (broken.code, len(broken.err.splitlines())) == (2, 1)
+
+
 @pytest.mark.parametrize("mode", ["base", "stream"])
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_a_single_broken_video_is_one_line(

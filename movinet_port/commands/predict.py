@@ -133,8 +133,6 @@ def predict(
     )
     if label_source is not None:
         predictor.labels = find_labels(label_source, predictor.num_classes)
-    elif predictor.labels is None and predictor.num_classes == 600:
-        click.echo("note: --labels kinetics-600 gives these classes their names", err=True)
     streams = predictor.mode == "stream"
     if not streams and (running or plot is not None or annotate is not None):
         raise PredictError(
@@ -162,6 +160,8 @@ def predict(
                 with bar.aside():
                     click.echo(f"error: {one_line(str(error))}", err=True)
             bar.advance()
+    if predictor.labels is None and predictor.num_classes == 600 and failed < len(found):
+        click.echo("note: --labels kinetics-600 gives these classes their names", err=True)
     if failed:
         raise PredictError(f"{failed} of {len(found)} videos could not be predicted")
 

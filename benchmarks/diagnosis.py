@@ -27,7 +27,7 @@ import random
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Ran:
     def __init__(self, reference: SavedModelReference) -> None:
         self.description = reference.description
         self.parameters = reference.parameters
-        self.table = None
+        self.table: Mapping[str, str] | None = None
         self.spec = reference.spec
         self._reference = reference
         self._ran: dict[bytes, list[Moment]] = {}

@@ -126,16 +126,17 @@ class Exported:
 
     Args:
         variant: such as "a0-stream".
+        architecture: what `build` takes for it, by default the name.
     """
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: str, architecture: Any = None) -> None:
         import tensorflow as tf
 
         name, _, mode = variant.partition("-")
         causal = mode == "stream"
         settings: Mapping[str, Any] = STREAM if causal else BASE
         self.model = build(
-            name,
+            architecture or name,
             **settings,
             positional_encoding=causal and name in WITH_POSITIONS,
             num_classes=NUM_CLASSES,
@@ -151,6 +152,7 @@ class Exported:
             logits, states = self.model(arguments)
             return {"logits": logits, **states}
 
+        self._seed: int | None = None
         self._root = tf.Module()
         self._root.model = without_traces(self.model)
         self._signature = tf.function(call).get_concrete_function(**inputs)
@@ -166,16 +168,22 @@ class Exported:
         """
         import tensorflow as tf
 
-        randomise(self.model, seed)
+        if seed != self._seed:
+            randomise(self.model, seed)
+            self._seed = seed
+        right = None
         if swap is not None:
             kernel = self._kernel(swap)
-            kernel.assign(swap.apply(kernel.numpy(), 0))
+            right = kernel.numpy()
+            kernel.assign(swap.apply(right, 0))
         folder = tempfile.mkdtemp(prefix="movinet-port-")
         try:
             tf.saved_model.save(self._root, folder, signatures={self._key: self._signature})
             return SavedModelReference(folder, name=name)
         finally:
             shutil.rmtree(folder)
+            if right is not None:
+                kernel.assign(right)
 
     def _kernel(self, swap: Swap) -> Any:
         """Return the variable; its first axis is the frames, in kernels over time alone too."""
@@ -298,7 +306,7 @@ def _inputs(
 
 def _largest(report: Report) -> tuple[float, str]:
     return max(
-        (max(layer.end_to_end, layer.introduced), layer.name)
+        (max(layer.end_to_end, layer.introduced or 0.0), layer.name)
         for layer in (*report.layers, *report.states)
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.measure import Row, fit, measure
 from benchmarks.peers import Peers
 from benchmarks.plots import draw
 
+SAMPLE = "weights/samples/movinet_mini_stream.tar.gz"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -108,3 +110,55 @@ def test_line_through_points_on_a_line_fits(slope: float, intercept: float) -> N
     assert line.intercept == pytest.approx(intercept)
     assert line.r_squared == pytest.approx(1.0)
     assert fit(x, [1.0, 5.0, 1.0]).r_squared < 0.5
+
+
+class _Sample:
+    """The sample in the place of the authors' network."""
+
+    def reference(self, seed: int, name: str, swap: Any = None) -> Any:
+        from benchmarks.diagnosis import open_reference
+
+        assert swap is None
+        return open_reference(SAMPLE)
+
+
+def test_eager_networks_are_right_and_their_controls_are_not(one_thread: None) -> None:
+    pytest.importorskip("tensorflow")
+    from benchmarks import parity
+
+    found = list(parity.runs("mini-stream", 2, 40, "eager", _Sample()))
+    assert [run["verdict"] for run in found] == ["parity", "parity"]
+    assert all(run["folded"] for run in found)
+    assert not any(parity.is_alarm(run) or parity.missed(run) for run in found)
+    # The first video has two clips, the second one: nothing is remembered.
+    faults = [[c["fault"].partition(" ")[0] for c in run["controls"]] for run in found]
+    assert faults == [["zeroed", "swapped"], ["swapped"]]
+
+
+def test_control_that_is_found_right_is_missed(
+    one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorflow")
+    from benchmarks import parity
+
+    monkeypatch.setattr(parity, "forgetful", lambda network, state: network)
+    (run,) = parity.runs("mini-stream", 1, 40, "eager", _Sample())
+    (control,) = parity.missed(run)
+    assert control["fault"].startswith("zeroed ")
+
+
+@pytest.mark.reference
+@pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
+)
+@pytest.mark.parametrize("mode", ["stream", "base"])
+def test_packages_are_right_and_their_controls_are_not(one_thread: None, mode: str) -> None:
+    from benchmarks import parity
+    from weights.samples.make_sample import MINI
+
+    variant = f"mini-{mode}"
+    found = list(parity.runs(variant, 2, 40, "aot", parity.Exported(variant, MINI)))
+    assert {tuple(run["shape"][3:]) for run in found} == {parity.COMPILED}
+    assert not any(parity.is_alarm(run) or parity.missed(run) for run in found)
+    faults = {c["fault"].partition(" ")[0] for run in found for c in run["controls"]}
+    assert faults == ({"swapped"} if mode == "base" else {"zeroed", "swapped"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ from movinet_port.model import MoViNet, State
 from parity.errors import ComparisonError
 
 _LOGITS = "classifier"
+_HEAD_POOL = "pool"
 
 
 class _Tap(nn.Module):
@@ -26,6 +28,18 @@ class _Tap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`."""
         return x
+
+
+class Sum(nn.Module):
+    """Hands on means or sums over so many values, for hooks to see and replace."""
+
+    def forward(self, x: Tensor, summands: int) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+def _is_pool(tap: str) -> bool:
+    return tap == _HEAD_POOL or tap.endswith((".spatial_pool", ".temporal_pool"))
 
 
 class Optimised(nn.Module):
@@ -56,8 +70,11 @@ class Optimised(nn.Module):
         unknown = set(self.taps) - set(there)
         assert not unknown, unknown
         self.folded = tuple(tap for tap in there if tap not in self.taps and tap != INPUT)
-        for tap in self.taps:
+        # Pools are there in any case, because what their rounding does is a part of the floor.
+        self._placed = {tap for tap in exact.taps() if tap in self.taps or _is_pool(tap)}
+        for tap in self._placed:
             self._place(tap)
+        self.pool_buffers = Sum()
         # Not submodules: what casts this module's tensors must not reach into them.
         self._networks = {network.dtype: network}
         self._exact = exact
@@ -69,10 +86,13 @@ class Optimised(nn.Module):
 
     def _place(self, tap: str) -> None:
         module: nn.Module = self
-        for name in tap.split("."):
+        *path, leaf = tap.split(".")
+        for name in path:
             if name not in module._modules:
                 module.add_module(name, _Tap())
             module = module.get_submodule(name)
+        if leaf not in module._modules:
+            module.add_module(leaf, Sum() if _is_pool(tap) else _Tap())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,20 +117,33 @@ class Optimised(nn.Module):
         # As it is used. The activations come from a run that keeps them whole.
         logits, after = network.run(video, state)
         replaced = False
+        summands = 1
+        summed: dict[str, int] = {}  # layer, or "head"
 
         def tap(name: str, value: Tensor) -> Tensor:
-            nonlocal replaced
-            found = self.get_submodule(name)(logits if name == _LOGITS and not replaced else value)
+            nonlocal replaced, summands
+            found = value
+            if _is_pool(name):
+                owner = "head" if name == _HEAD_POOL else name.partition(".")[0]
+                summed.setdefault(owner, summands)
+                found = self.get_submodule(name)(value, summands)
+            elif name in self._placed:
+                x = logits if name == _LOGITS and not replaced else value
+                found = self.get_submodule(name)(x)
             replaced = replaced or (found is not value and name != _LOGITS)
+            # What is shown right before a pool is what it sums up.
+            summands = value[0, 0].numel()
             return found
 
-        if _LOGITS in self.taps and len(self.taps) == 1:
-            logits = self.get_submodule(_LOGITS)(logits.clone())
-        else:
-            assert isinstance(network, FastMoViNet)
+        if isinstance(network, FastMoViNet):
             watched, watched_after = network.run(video, state, tap)
             if replaced:
                 logits, after = watched, watched_after
+            if replaced and after is not None:
+                pools = {n: self.pool_buffers(x, summed[n]) for n, x in after.pools.items()}
+                after = dataclasses.replace(after, pools=pools)
+        else:
+            logits = self.get_submodule(_LOGITS)(logits.clone())
         self._stream_shape = shape
         self._state = None if after is None else after.public()
         return logits

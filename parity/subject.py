@@ -21,7 +21,7 @@ from movinet_port.errors import nearest
 from movinet_port.layers import ClipPool, CumulativePool, SpatialPool
 from movinet_port.model import MoViNet
 from parity.errors import ComparisonError
-from parity.optimised import Optimised
+from parity.optimised import Optimised, Sum
 from parity.taps import INPUT, default_table, find_network
 
 Array: TypeAlias = NDArray[Any]
@@ -34,6 +34,7 @@ _POOLS = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
+    Sum,
 )
 
 # Called with (chunk, tap, value) for each watched value, in the order of computation.
@@ -243,7 +244,7 @@ class Subject:
             ).to(value.device)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            summands = args[0][0, 0].numel()
+            summands = args[1] if isinstance(module, Sum) else args[0][0, 0].numel()
             if isinstance(output, tuple):
                 # A pool's second result is the sum that it carries on.
                 return tuple(noisy(value, summands) for value in output)

@@ -65,6 +65,21 @@ def test_every_tap_is_compared_or_declared_as_folded(reference: Any, archive: st
     )
 
 
+@pytest.mark.parametrize(
+    ("archive", "frames"), [("tests/data/era3_mini_base.tar.gz", 16), (SAMPLE, 4)]
+)
+def test_tensorflows_sums_over_a_large_clip_are_no_alarm(
+    reference: Any, archive: str, frames: int
+) -> None:
+    right = reference(archive)
+    clip = np.random.default_rng(3).random((1, 3, frames, 224, 225), dtype=np.float32)
+    report = compare(right, Optimised(optimize(right.build())), clip)
+    assert report.verdict == "parity"
+    means = [x for x in (*report.layers, *report.states) if "pool" in x.name]
+    assert means
+    assert all(max(x.end_to_end, x.introduced or 0.0) < 4 for x in means)
+
+
 class _Forgetful(FastMoViNet):
     """Starts every clip from empty stream buffers."""
 

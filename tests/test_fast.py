@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, network
+from movinet_port.fast import FastMoViNet, Held, aot, hold, kernels, network
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.optimize import fold_network
+from movinet_port.fast.state import Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -367,6 +370,109 @@ def test_compile_level_gives_the_same_logits(
     clip = torch.rand(1, 3, 3, 18, 21)
     with torch.no_grad():
         assert error(optimize(model, "compile")(clip), model(clip)) < ROUNDING[torch.float32]
+
+
+@pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
+@pytest.mark.parametrize("strip", [None, 900], ids=["whole", "strips"])
+def test_what_a_compiler_is_given_computes_the_same(
+    build: Any, mode: str, changes: Any, strip: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(mode, **changes)
+    fast = fold_network(model)
+    if strip is not None:
+        monkeypatch.setattr(network, "STRIP_BYTES", strip)
+    in_strips = []
+    whole = network.StreamConv.in_strips
+    monkeypatch.setattr(
+        network.StreamConv, "in_strips", lambda *a: in_strips.append(1) or whole(*a)
+    )
+    video = torch.rand(1, 3, 4, 37, 30)
+    parts = (4,) if mode == "base" else (1, 1, 2)
+    expected = watch(model, video, parts)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert max(map(error, watch(fast, video, parts), expected)) < ROUNDING[torch.float32]
+    assert bool(in_strips) == (strip is not None and mode == "stream")
+
+
+@pytest.mark.parametrize("clip", [1, 2, 3, 9])
+def test_a_state_moves_on_in_order_like_one_taken_apart(build: Any, clip: int) -> None:
+    state = hold(build().init_state(1, 20, 24))
+    layout = Layout.of(state)
+    frames = {name: tuple(torch.rand(1, 2) for _ in held) for name, held in state.frames.items()}
+    fresh = {name: tuple(torch.rand(1, 2) for _ in range(clip)) for name in frames}
+    pools = {name: torch.rand(1, 2) for name in state.pools}
+    count = torch.tensor([7])
+    new = [t for n, held in frames.items() for t in fresh[n][-min(clip, len(held)) :]]
+    before = Held(frames, state.pools, state.count).flat()
+    after = layout.held(layout.moved_on(clip)([*before, *new, *pools.values(), count]))
+    for name, held in frames.items():
+        kept = (*held, *fresh[name])[-len(held) :]
+        assert all(a is b for a, b in zip(after.frames[name], kept, strict=True))
+    assert all(after.pools[name] is pool for name, pool in pools.items())
+    assert after.count is count
+
+
+@given(m=st.integers(1, 20_000), n=st.integers(1, 700), threads=st.integers(1, 16))
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_a_product_is_computed_in_blocks_that_fit_and_share_the_work(
+    m: int, n: int, threads: int, lanes: int
+) -> None:
+    block = kernels.best_block(m, n, threads, lanes)
+    assert block in kernels.blocks(lanes)
+    least = m * n / lanes / 2 / threads
+    assert kernels.steps(m, n, threads, *block, lanes) >= least
+    for other in kernels.blocks(lanes):
+        assert kernels.steps(m, n, threads, *block, lanes) <= 1.02 * kernels.steps(
+            m, n, threads, *other, lanes
+        )
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_of_all_remainders_are_right(threads: int, tmp_path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    sizes = [(1, 16), (23, 48), (36, 112), (49, 30), (121, 184)]
+
+    class Products(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.ParameterList(torch.rand(n, 13) - 0.5 for _, n in sizes)
+
+        def forward(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(torch.mm(a, w.t()) for a, w in zip(x, self.weights, strict=True))
+
+    torch.set_num_threads(threads)
+    model, inputs = Products(), tuple(torch.rand(m, 13) - 0.5 for m, _ in sizes)
+    used: list[tuple[int, int]] = []
+    best = kernels.best_block
+    with torch.no_grad(), kernels.own_products(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "best_block", lambda *a: used.append(best(*a)) or used[-1])
+        program = torch.export.export(model, inputs, strict=False)
+        path = aoti_compile_and_package(
+            program,
+            package_path=str(tmp_path / "products.pt2"),
+            inductor_configs={**aot._OWN_PRODUCTS},
+        )
+        found = aoti_load_package(path)(*inputs)
+        for one, expected in zip(found, model(*inputs), strict=True):
+            assert error(one, expected) < 1e-6
+    assert used, "Inductor has not asked for the size of a block"
+
+
+def test_inductors_own_kernels_are_back_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    with kernels.own_products():
+        from torch._inductor.codegen import cpp_micro_gemm
+
+        during = dict(cpp_micro_gemm.micro_gemm_configs)
+    before = dict(cpp_micro_gemm.micro_gemm_configs)
+    assert during != before
+    with pytest.raises(KeyboardInterrupt), kernels.own_products():
+        raise KeyboardInterrupt
+    assert cpp_micro_gemm.micro_gemm_configs == before
+    monkeypatch.delattr(cpp_micro_gemm, "CppMicroGemmFP32Vec")
+    with kernels.own_products():
+        assert cpp_micro_gemm.micro_gemm_configs == before
 
 
 @pytest.mark.parametrize("mode", ["base", "stream"])

@@ -23,6 +23,7 @@ import torch
 
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError
 from movinet_port.fast.graph import OPTIONS, Graph, GraphNetwork
+from movinet_port.fast.kernels import own_products
 from movinet_port.fast.network import FastMoViNet
 from movinet_port.fast.state import hold
 from movinet_port.files import whole_file
@@ -141,7 +142,8 @@ def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, in
             # oneDNN lays out nothing of double precision.
             own = {} if network.dtype == torch.float64 else _OWN_PRODUCTS
             try:
-                write({**OPTIONS, **own})
+                with own_products():
+                    write({**OPTIONS, **own})
             except InductorError as error:
                 if "NoValidChoices" not in str(error):
                     raise

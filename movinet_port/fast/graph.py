@@ -111,6 +111,9 @@ class GraphNetwork(InferenceNetwork):
         self._function = function
         self._dtype = dtype
         self._layout = layout_of(spec)
+        # How a state moves on over a clip of so many frames: looked up, because looking at every
+        # layer takes as long as a layer does.
+        self._moved_on: dict[int, Callable[[Sequence[Tensor]], tuple[Tensor, ...]]] = {}
         self.eval()
 
     @property
@@ -140,16 +143,14 @@ class GraphNetwork(InferenceNetwork):
         with torch.no_grad():
             if state is None:
                 return self._function(video)[0], None
-            results = self._function(video, *state.flat())
+            before = state.flat()
+            logits, *new = self._function(video, *before)
         assert self._layout is not None
-        rest = iter(results)
-        logits = next(rest)
-        frames: dict[str, tuple[Tensor, ...]] = {}
-        for name, count in self._layout.frames:
-            new = tuple(next(rest) for _ in range(min(video.shape[2], count)))
-            frames[name] = (*state.frames[name], *new)[-count:]
-        pools = {name: next(rest) for name in self._layout.pools}
-        return logits, Held(frames, pools, next(rest))
+        frames = video.shape[2]
+        moved_on = self._moved_on.get(frames)
+        if moved_on is None:
+            moved_on = self._moved_on[frames] = self._layout.moved_on(frames)
+        return logits, self._layout.held(moved_on([*before, *new]))
 
 
 def compile_graph(network: FastMoViNet) -> GraphNetwork:

@@ -6,6 +6,7 @@ convolution is one matrix product and a frame is one piece of memory.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -60,9 +61,10 @@ MANY_WEIGHTS = 120_000
 # From this depth on, its product that adds to another matrix is.
 MANY_COLUMNS = 128
 
-# For a compiler, large images are better convolved by oneDNN, small ones as sums of slices, which
-# it fuses with the activations around them.
-DENSE = ("stem", "block0_layer0")
+# For a compiler: the most that a strip of an expanded frame takes, so that it stays in a core's
+# cache while it is padded and convolved. What is larger and cannot be cut up is convolved by
+# oneDNN, which needs no padded copy.
+STRIP_BYTES = 640 << 10
 
 # The most that a piece of a clip's expanded frames takes.
 CACHED_BYTES = 2 << 20
@@ -107,6 +109,7 @@ class Pass:
                 steps = torch.arange(1, frames + 1, device=seen.device)
                 seen = (seen[None, :] + steps[:, None])[:, :, None]
             self.part = seen.to(dtype).reciprocal()
+            self.part_now = self.part[-1]
 
     def see(self, name: str, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """Show an activation to who watches, (frames * batch, height, width, channels)."""
@@ -421,38 +424,74 @@ class StreamConv(Part):
         else:
             sums += F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
 
+    def in_strips(self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass) -> Tensor:
+        """Expand and convolve one frame for a compiler, strip by strip.
+
+        Args:
+            x: (1, height, width, channels), before the expansion.
+            expand: the expansion of (rows, channels).
+            run: the pass.
+
+        Returns:
+            The activations, as `forward` does.
+        """
+        height, width = x.shape[1:3]
+        (top, bottom), (left, right) = self._pads(height, width)
+        out = (height + top + bottom - self.kernel[0]) // self.stride[0] + 1
+        expanded = height * width * self.spatial_out * x.element_size()
+        count = min(-(-expanded // STRIP_BYTES), out)
+        bounds = [out * i // count for i in range(count + 1)]
+        strips = []
+        for start, stop in itertools.pairwise(bounds):
+            # The rows that these rows of the output see, of which some are outside the frame.
+            first = start * self.stride[0] - top
+            last = (stop - 1) * self.stride[0] - top + self.kernel[0]
+            seen = x[:, max(first, 0) : min(last, height)]
+            hidden = expand(seen.reshape(-1, x.shape[3])).view(*seen.shape[:3], -1)
+            outside = max(-first, 0), max(last - height, 0)
+            padded = F.pad(hidden, (0, 0, left, right, *outside))
+            assert self.constant is not None
+            strips.append(self.activation(self.constant + self._slices(padded, 0)))
+        y = torch.cat(strips, 1)
+        return self.over_time(y, run) if self.splits else y
+
     def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
         """Compute `_spatial` so that a compiler can fuse it with what is around it."""
-        (top, bottom), (left, right) = self._pads(*windows[0][0].shape[1:3])
+        height, width = windows[0][0].shape[1:3]
+        (top, bottom), (left, right) = self._pads(height, width)
         frames = max(x.shape[0] for x, _ in windows)
         total: Tensor | None = self.constant
         assert total is not None
-        for (x, first), kernel, cells in zip(windows, self.kernels, self.cells, strict=True):
-            part: Tensor | None = None
+        for tap, (x, first) in enumerate(windows):
             if not x.shape[0]:
                 continue
-            if self.key in DENSE or self.groups == 1:
-                planes = F.pad(x.permute(0, 3, 1, 2), (left, right, top, bottom))
-                kernel = kernel.contiguous(memory_format=torch.channels_last)
-                part = F.conv2d(planes, kernel, None, self.stride, 0, 1, self.groups)
+            if self.groups == 1 or x.numel() * x.element_size() > STRIP_BYTES:
+                kernels, _, padding = self._layout(height, width)
+                kernel = kernels[tap].contiguous(memory_format=torch.channels_last)
+                planes = x.permute(0, 3, 1, 2)
+                part = F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
                 part = part.permute(0, 2, 3, 1)
             else:
-                padded = F.pad(x, (0, 0, left, right, top, bottom))
-                for row in range(self.kernel[0]):
-                    for column in range(self.kernel[1]):
-                        seen = padded[
-                            :,
-                            _every(row, padded.shape[1], self.kernel[0], self.stride[0]),
-                            _every(column, padded.shape[2], self.kernel[1], self.stride[1]),
-                        ]
-                        term = seen * cells[row, column]
-                        part = term if part is None else part + term
-            assert part is not None
+                part = self._slices(F.pad(x, (0, 0, left, right, top, bottom)), tap)
             if x.shape[0] < frames:
                 # Nothing from the frames outside the clip.
                 part = F.pad(part, (0, 0, 0, 0, 0, 0, first, frames - first - x.shape[0]))
             total = total + part
         return self.activation(total)
+
+    def _slices(self, padded: Tensor, tap: int) -> Tensor:
+        """Return a depthwise convolution, without bias, as a sum of slices of padded frames."""
+        total: Tensor | None = None
+        for row, column in itertools.product(*map(range, self.kernel)):
+            seen = padded[
+                :,
+                _every(row, padded.shape[1], self.kernel[0], self.stride[0]),
+                _every(column, padded.shape[2], self.kernel[1], self.stride[1]),
+            ]
+            term = seen * self.cells[tap][row, column]
+            total = term if total is None else total + term
+        assert total is not None
+        return total
 
     def layout(self, x: Tensor) -> _Spatial:
         """Return how to convolve (frames * batch, height, width, channels)."""
@@ -604,7 +643,7 @@ class Gate(Part):
         before = run.state.pools[self.layer]
         if run.frames == 1:
             total = run.new_pools[self.layer] = before + means
-            return total * run.part[0]
+            return total * run.part_now
         totals = means.unflatten(0, (-1, run.batch)).cumsum(0) + before
         run.new_pools[self.layer] = totals[-1].clone()
         return (totals * run.part).flatten(0, 1)
@@ -657,6 +696,8 @@ class Layer(Part):
             hidden, means = self.depthwise.in_pieces(x, expand, run, pieces)
             if self.depthwise.splits:
                 hidden, means = self.depthwise.over_time(hidden, run), None
+        elif self._strips(x, run):
+            hidden = self.depthwise.in_strips(x, expand, run)
         else:
             hidden = expand(rows).view(*x.shape[:3], -1)
             if run.tap is not None:
@@ -693,6 +734,14 @@ class Layer(Part):
             y = rows.addmm_(hidden, weight.t())
         y = y.view(*shape[:3], -1)
         return y if run.tap is None else run.see(self.name, y, self.offset)
+
+    def _strips(self, x: Tensor, run: Pass) -> bool:
+        """Whether a compiler is given a frame in strips."""
+        if not run.traced or x.shape[0] > 1:
+            return False
+        pixels = x.shape[1] * x.shape[2]
+        expanded = pixels * self.expansion.weight.shape[0] * x.element_size()
+        return (self.depthwise.splits or self.depthwise.taps == 1) and expanded > STRIP_BYTES
 
     def _pieces(self, x: Tensor, run: Pass) -> int:
         """Return how many frames of a clip to take at once, all of them where it is small."""
@@ -987,7 +1036,7 @@ class FastMoViNet(InferenceNetwork):
         if run.state is None:
             return (total / run.frames).to(x.dtype)
         total = run.new_pools["head"] = run.state.pools["head"] + total
-        return (total * run.part[-1]).to(x.dtype)
+        return (total * run.part_now).to(x.dtype)
 
     def _encode_positions(self, run: Pass, dtype: torch.dtype) -> None:
         """Compute all layers' positional encodings at once: they differ in width and scale."""

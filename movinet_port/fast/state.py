@@ -9,7 +9,9 @@ this module's business alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -102,9 +104,57 @@ class Layout:
             tuple(state.pools),
         )
 
-    def held(self, flat: list[Tensor] | tuple[Tensor, ...]) -> Held:
+    def held(self, flat: Sequence[Tensor]) -> Held:
         """Return the state whose `Held.flat` is `flat`."""
-        rest = iter(flat)
-        frames = {name: tuple(next(rest) for _ in range(n)) for name, n in self.frames}
-        pools = {name: next(rest) for name in self.pools}
-        return Held(frames, pools, next(rest))
+        return _Flat(self, flat)
+
+    def moved_on(self, new: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+        """Return a function that takes a state's tensors from one clip to the next.
+
+        It makes, of `Held.flat` before the clip and then what is new after it (the newest frames
+        of each layer, oldest first, the pools, the count), `Held.flat` after the clip.
+
+        Args:
+            new: frames in the clip; a layer with fewer has only so many new ones.
+        """
+        frames = sum(count for _, count in self.frames)
+        first, next_new = 0, frames + len(self.pools) + 1
+        order: list[int] = []
+        for _, count in self.frames:
+            fresh = min(new, count)
+            order += range(first + fresh, first + count)
+            order += range(next_new, next_new + fresh)
+            first += count
+            next_new += fresh
+        order += range(next_new, next_new + len(self.pools) + 1)
+        if len(order) == 1:
+            return lambda tensors: (tensors[order[0]],)
+        return operator.itemgetter(*order)
+
+
+class _Flat(Held):
+    """A state as its tensors in order, taken apart when somebody asks for its parts."""
+
+    def __init__(self, layout: Layout, tensors: Sequence[Tensor]) -> None:
+        object.__setattr__(self, "_layout", layout)
+        object.__setattr__(self, "_tensors", list(tensors))
+
+    _layout: Layout
+    _tensors: list[Tensor]
+
+    @functools.cached_property
+    def frames(self) -> dict[str, tuple[Tensor, ...]]:
+        rest = iter(self._tensors)
+        return {name: tuple(next(rest) for _ in range(n)) for name, n in self._layout.frames}
+
+    @functools.cached_property
+    def pools(self) -> dict[str, Tensor]:
+        names = self._layout.pools
+        return dict(zip(names, self._tensors[-1 - len(names) : -1], strict=True))
+
+    @property
+    def count(self) -> Tensor:
+        return self._tensors[-1]
+
+    def flat(self) -> list[Tensor]:
+        return self._tensors

@@ -67,7 +67,7 @@ MANY_COLUMNS = 128
 STRIP_BYTES = 640 << 10
 
 # The most that a piece of a clip's expanded frames takes.
-CACHED_BYTES = 2 << 20
+CACHED_BYTES = 8 << 20
 
 # What oneDNN calls the activations that it computes together with a convolution.
 _FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}
@@ -301,7 +301,6 @@ class StreamConv(Part):
         batch, frames = run.batch, run.frames
         before = 0 if self.splits else same_padding(frames, self.taps, 1)[0]
         taps = 1 if self.splits else self.taps
-        assert self.constant is not None
         kernels, packed, padding = self.layout(x)
         height, width = (-(-n // s) for n, s in zip(x.shape[1:3], self.stride, strict=True))
         y = x.new_empty(frames * batch, height, width, self.spatial_out)
@@ -313,7 +312,7 @@ class StreamConv(Part):
             hidden = expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
             # The frames that see a frame of this piece, and those that see none after it.
             reach = min(last + before, frames)
-            y[started * batch : reach * batch].copy_(self.constant)
+            y[started * batch : reach * batch].zero_()
             started = reach
             for tap in range(taps):
                 shift = tap - before
@@ -323,6 +322,8 @@ class StreamConv(Part):
                         y[start * batch : stop * batch],
                         hidden[(start + shift - first) * batch : (stop + shift - first) * batch],
                         kernels[tap],
+                        # The tap that sees each frame for itself.
+                        self.constant if shift == 0 else None,
                         packed,
                         padding,
                     )
@@ -397,20 +398,26 @@ class StreamConv(Part):
             if tap == full or not x.shape[0]:
                 continue
             part, kernel = y[first : first + x.shape[0]], kernels[tap]
-            self._accumulate(part, x, kernel, packed, padding)
+            self._accumulate(part, x, kernel, None, packed, padding)
         return y if packed and alone and self.fused != "none" else self.activation(y)
 
     def _accumulate(
-        self, y: Tensor, x: Tensor, kernel: Tensor, packed: bool, padding: tuple[int, int]
+        self,
+        y: Tensor,
+        x: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        packed: bool,
+        padding: tuple[int, int],
     ) -> None:
-        """Add to `y` the frames `x`, convolved."""
+        """Add to `y` the frames `x`, convolved, and the bias."""
         planes, sums = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
         if packed:
             torch.ops.mkldnn._convolution_pointwise_(
                 sums,
                 planes,
                 kernel,
-                None,
+                bias,
                 padding,
                 self.stride,
                 (1, 1),
@@ -422,7 +429,7 @@ class StreamConv(Part):
                 None,
             )
         else:
-            sums += F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
+            sums += F.conv2d(planes, kernel, bias, self.stride, padding, 1, self.groups)
 
     def in_strips(self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass) -> Tensor:
         """Expand and convolve one frame for a compiler, strip by strip.

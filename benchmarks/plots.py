@@ -181,7 +181,10 @@ def _flat(plt: Any, sections: Mapping[str, Any]) -> Any:
     for key in keys:
         parts = sections[key]["parts"]
         x = [part["to"] for part in parts]
-        times.plot(x, [p["ms"] for p in parts], "o-", color=OURS, ms=4)
+        times.plot(x, [p["ms"] for p in parts], "o-", color=OURS, ms=4, label="this video")
+        fresh = [p["fresh_ms"] for p in parts]
+        times.plot(x, fresh, "--", color="0.5", label="one that starts anew")
+        times.legend(frameon=False, fontsize=7)
         memory.plot(x, [p["mib"] for p in parts], "o-", color=OURS, ms=4)
     for axes, label in ((times, "median ms a frame"), (memory, "MiB in use")):
         axes.set_ylim(bottom=0)

@@ -283,7 +283,8 @@ class PositionalEncoding(Scale):
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which sums over a video are kept: half types lose count."""
-    return torch.promote_types(dtype, torch.float32)
+    # Not torch.promote_types, which compilers take for an operation of the network.
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class CumulativePool(nn.Module):

@@ -20,7 +20,7 @@ import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, Held, aot, hold, kernels, network
+from movinet_port.fast import FastMoViNet, Held, graph, hold, kernels, network
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.optimize import fold_network
@@ -349,11 +349,10 @@ def test_a_package_is_made_where_inductor_has_no_products_of_its_own(
 ) -> None:
     from torch._inductor.kernel import mm
 
-    from movinet_port.fast import aot
 
     if dtype == torch.float32:
         monkeypatch.setattr(mm, "use_cpp_gemm_template", lambda *_, **__: False)
-        monkeypatch.setitem(aot._OWN_PRODUCTS, "freezing", False)
+        monkeypatch.setitem(graph.PRODUCTS, "freezing", False)
     model = randomised(MoViNet(tiny_spec("base"))).to(dtype)
     clip = torch.rand(1, 3, 3, 18, 21, dtype=dtype)
     compile_package(fold_network(model), tmp_path / "tiny.pt2", frames=3, size=(18, 21))
@@ -366,10 +365,14 @@ def test_a_package_is_made_where_inductor_has_no_products_of_its_own(
 def test_compile_level_gives_the_same_logits(
     tiny_spec: Callable[..., ModelSpec], randomised: Callable[..., Any]
 ) -> None:
-    model = randomised(MoViNet(tiny_spec("base")))
-    clip = torch.rand(1, 3, 3, 18, 21)
+    # Two networks of one architecture, two shapes: none must be taken for another.
+    models = [randomised(MoViNet(tiny_spec("base")), seed) for seed in (1, 2)]
+    clips = [torch.rand(1, 3, 3, 18, 21), torch.rand(1, 3, 2, 18, 21)]
+    fast = [optimize(model, "compile") for model in models]
     with torch.no_grad():
-        assert error(optimize(model, "compile")(clip), model(clip)) < ROUNDING[torch.float32]
+        for clip in (clips[0], clips[1], clips[0]):
+            for network_, model in zip(fast, models, strict=True):
+                assert error(network_(clip), model(clip)) < ROUNDING[torch.float32]
 
 
 @pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
@@ -452,7 +455,7 @@ def test_products_of_all_remainders_are_right(threads: int, tmp_path: Path) -> N
         path = aoti_compile_and_package(
             program,
             package_path=str(tmp_path / "products.pt2"),
-            inductor_configs={**aot._OWN_PRODUCTS},
+            inductor_configs={**graph.PRODUCTS},
         )
         found = aoti_load_package(path)(*inputs)
         for one, expected in zip(found, model(*inputs), strict=True):

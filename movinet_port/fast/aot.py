@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError
-from movinet_port.fast.graph import OPTIONS, Graph, GraphNetwork
+from movinet_port.fast.graph import OPTIONS, PRODUCTS, Graph, GraphNetwork
 from movinet_port.fast.kernels import own_products
 from movinet_port.fast.network import FastMoViNet
 from movinet_port.fast.state import hold
@@ -34,14 +34,6 @@ SUFFIX = ".pt2"
 FORMAT_VERSION = 1
 # Where in the archive, below its one folder, the description is.
 _DESCRIPTION = "extra/movinet_port.json"
-
-# Weights laid out ahead for Inductor's own matrix products, with bias and activation in them:
-# PyTorch's single ones cost more to call than to compute.
-_OWN_PRODUCTS = {
-    "freezing": True,
-    "max_autotune": True,
-    "max_autotune_gemm_backends": "CPP",
-}
 
 
 class CompileError(MovinetPortError):
@@ -139,8 +131,7 @@ def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, in
                     program, package_path=str(package), inductor_configs=dict(options)
                 )
 
-            # oneDNN lays out nothing of double precision.
-            own = {} if network.dtype == torch.float64 else _OWN_PRODUCTS
+            own = {} if network.dtype == torch.float64 else PRODUCTS
             try:
                 with own_products():
                     write({**OPTIONS, **own})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Graph(nn.Module):
 
     def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return logits, the newest frames, the pools and the count."""
-        held = None if self.layout is None else self.layout.held(state)
+        held = None if self.layout is None else self.layout.apart(state)
         logits, after = self.network.compute(video, held)
         if after is None:
             return (logits,)
@@ -155,15 +155,39 @@ class GraphNetwork(InferenceNetwork):
 
 def compile_graph(network: FastMoViNet) -> GraphNetwork:
     """Return the network compiled by `torch.compile`, once more for every shape that it meets."""
-    function = torch.compile(Graph(network), dynamic=False, options=dict(OPTIONS))
+    graph = Graph(network)
+    # What is exported is a program of its own, which nobody else has: looking before every call
+    # whether its tensors are still the same takes longer than the call.
+    guards = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    options = {**OPTIONS, "guard_filter_fn": guards}
+    compiled: dict[tuple[int, ...], GraphFunction] = {}
+
+    def function(video: Tensor, *state: Tensor) -> Sequence[Tensor]:
+        shape = tuple(video.shape)
+        if shape not in compiled:
+            program = torch.export.export(graph, (video, *state), strict=False).module()
+            compiled[shape] = torch.compile(
+                program, dynamic=False, fullgraph=True, options=dict(options)
+            )
+        return compiled[shape](video, *state)
+
     return GraphNetwork(network.spec, network.labels, function, network.dtype)
 
 
-OPTIONS: dict[str, bool | int | str] = {
+OPTIONS: dict[str, Any] = {
     # An activation is written once and read by nine or more terms of a depthwise convolution, not
     # computed again for each.
     "realize_reads_threshold": 0,
     "cpp.enable_floating_point_contract_flag": "fast",
     # Elements for one thread: a loop of fewer is over before another thread has heard of it.
     "cpp.min_chunk_size": 4096,
+}
+
+# Weights laid out ahead for Inductor's own matrix products, with bias and activation in them:
+# PyTorch's single ones cost more to call than to compute. oneDNN lays out nothing of double
+# precision.
+PRODUCTS = {
+    "freezing": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP",
 }

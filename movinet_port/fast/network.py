@@ -67,7 +67,7 @@ MANY_COLUMNS = 128
 STRIP_BYTES = 640 << 10
 
 # The most that a piece of a clip's expanded frames takes.
-CACHED_BYTES = 8 << 20
+CACHED_BYTES = 4 << 20
 
 # What oneDNN calls the activations that it computes together with a convolution.
 _FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}

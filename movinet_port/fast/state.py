@@ -104,8 +104,15 @@ class Layout:
             tuple(state.pools),
         )
 
+    def apart(self, flat: Sequence[Tensor]) -> Held:
+        """Return the state whose `Held.flat` is `flat`, its parts found."""
+        rest = iter(flat)
+        frames = {name: tuple(next(rest) for _ in range(n)) for name, n in self.frames}
+        pools = {name: next(rest) for name in self.pools}
+        return Held(frames, pools, next(rest))
+
     def held(self, flat: Sequence[Tensor]) -> Held:
-        """Return the state whose `Held.flat` is `flat`."""
+        """Return the same, its parts to be found when somebody asks for them."""
         return _Flat(self, flat)
 
     def moved_on(self, new: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
@@ -143,14 +150,16 @@ class _Flat(Held):
     _tensors: list[Tensor]
 
     @functools.cached_property
-    def frames(self) -> dict[str, tuple[Tensor, ...]]:
-        rest = iter(self._tensors)
-        return {name: tuple(next(rest) for _ in range(n)) for name, n in self._layout.frames}
+    def _parts(self) -> Held:
+        return self._layout.apart(self._tensors)
 
-    @functools.cached_property
+    @property
+    def frames(self) -> dict[str, tuple[Tensor, ...]]:
+        return self._parts.frames
+
+    @property
     def pools(self) -> dict[str, Tensor]:
-        names = self._layout.pools
-        return dict(zip(names, self._tensors[-1 - len(names) : -1], strict=True))
+        return self._parts.pools
 
     @property
     def count(self) -> Tensor:

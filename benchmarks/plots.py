@@ -60,6 +60,8 @@ def _measured(section: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bars(plt: Any, sections: Mapping[str, Any], prefix: str) -> Any:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     keys = [key for key in sections if key.startswith(prefix) and _measured(sections[key])]
     if not keys:
         return None
@@ -83,6 +85,9 @@ def _bars(plt: Any, sections: Mapping[str, Any], prefix: str) -> Any:
         axes.barh(names, values, color=colours, xerr=spread, ecolor=INK, error_kw={"lw": 0.8})
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(left=min(values) / 3)
         for position, value in enumerate(values):
             axes.text(value * 1.06, position - 0.22, f"{value:.3g}", fontsize=7, color=INK)

@@ -349,7 +349,6 @@ def test_a_package_is_made_where_inductor_has_no_products_of_its_own(
 ) -> None:
     from torch._inductor.kernel import mm
 
-
     if dtype == torch.float32:
         monkeypatch.setattr(mm, "use_cpp_gemm_template", lambda *_, **__: False)
         monkeypatch.setitem(graph.PRODUCTS, "freezing", False)

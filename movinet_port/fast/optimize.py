@@ -28,10 +28,10 @@ def optimize(
     Args:
         model: the readable network; it is not changed.
         level: "eager" takes any batch, size and number of frames, and compiles nothing.
-            "compile" is `torch.compile`: it needs a C++ compiler, and takes minutes for every new
-            shape of clip that it meets. The third level, compiled ahead of time for one shape, is
-            a file: 'movinet-port compile', or `movinet_port.fast.aot.compile_package`, writes it
-            and `movinet_port.load` reads it.
+            "compile" is `torch.compile`: it needs a C++ compiler, and half a minute or more for
+            every new shape of clip that it meets. The third level, compiled ahead of time for one
+            shape, is a file: 'movinet-port compile', or
+            `movinet_port.fast.aot.compile_package`, writes it and `movinet_port.load` reads it.
         dtype: to compute in; by default that of `model`. `torch.bfloat16` is never chosen
             silently: it changes the logits, see `movinet_port.fast.agreement`.
         quantize: "int8" for 8-bit 1 x 1 convolutions on the CPU, level "eager" only; it changes

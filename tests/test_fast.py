@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -430,8 +431,11 @@ def test_a_product_is_computed_in_blocks_that_fit_and_share_the_work(
 
 
 @needs_compiler
-@pytest.mark.parametrize("threads", [1, 2])
-def test_products_of_all_remainders_are_right(threads: int, tmp_path: Path) -> None:
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels for x86")
+@pytest.mark.parametrize(("threads", "simdlen"), [(2, None), (1, 256)], ids=["widest", "AVX2"])
+def test_products_of_all_remainders_are_right(
+    threads: int, simdlen: int | None, tmp_path: Path
+) -> None:
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
     sizes = [(1, 16), (23, 48), (36, 112), (49, 30), (121, 184)]
@@ -446,20 +450,21 @@ def test_products_of_all_remainders_are_right(threads: int, tmp_path: Path) -> N
 
     torch.set_num_threads(threads)
     model, inputs = Products(), tuple(torch.rand(m, 13) - 0.5 for m, _ in sizes)
-    used: list[tuple[int, int]] = []
+    lanes: list[int] = []
     best = kernels.best_block
     with torch.no_grad(), kernels.own_products(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "best_block", lambda *a: used.append(best(*a)) or used[-1])
+        patch.setattr(kernels, "best_block", lambda *a: lanes.append(a[3]) or best(*a))
         program = torch.export.export(model, inputs, strict=False)
         path = aoti_compile_and_package(
             program,
             package_path=str(tmp_path / "products.pt2"),
-            inductor_configs={**graph.PRODUCTS},
+            inductor_configs={**graph.PRODUCTS, "cpp.simdlen": simdlen},
         )
         found = aoti_load_package(path)(*inputs)
         for one, expected in zip(found, model(*inputs), strict=True):
             assert error(one, expected) < 1e-6
-    assert used, "Inductor has not asked for the size of a block"
+    assert lanes, "Inductor has not asked for the size of a block"
+    assert simdlen is None or set(lanes) == {8}
 
 
 def test_inductors_own_kernels_are_back_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

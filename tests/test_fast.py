@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,58 @@ def test_either_network_goes_on_from_the_states_of_the_other(
     alone = model.init_state(2, 30, 37)
     for name, value in state.items():
         assert (value.shape, value.dtype) == (alone[name].shape, alone[name].dtype)
+
+
+@pytest.mark.parametrize("changes", STREAM, ids=_name)
+def test_single_frames_are_made_ready_for_where_frames_meet_in_depthwise_convolutions_only(
+    build: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = optimize(build(**changes))
+    computed = []
+    compute = type(fast).compute
+    monkeypatch.setattr(
+        type(fast), "compute", lambda *arguments: computed.append(1) or compute(*arguments)
+    )
+    watch(fast, torch.rand(1, 3, 3, 20, 24), (1, 2))
+    dense = changes.get("conv_type") == "3d" or "stem" in changes
+    assert len(computed) == (2 if dense else 1)
+
+
+def test_threads_share_a_network(build: Any) -> None:
+    model = build()
+    fast = optimize(model)
+    videos = [torch.rand(1, 3, 12, *size) for size in ((33, 46), (33, 46), (20, 31), (33, 46))]
+
+    def logits(network_: Any, video: torch.Tensor) -> torch.Tensor:
+        state = model.init_state(1, *video.shape[3:])
+        found = []
+        for frame in video.split(1, dim=2):
+            with torch.no_grad():
+                one, state = network_.step(frame, state)
+            found.append(one)
+        return torch.cat(found)
+
+    with ThreadPoolExecutor(len(videos)) as threads:
+        found = list(threads.map(lambda video: logits(fast, video), videos))
+    for video, one in zip(videos, found, strict=True):
+        assert error(one, logits(model, video)) < ROUNDING[torch.float32]
+
+
+def test_a_frame_is_computed_with_the_present_weights_at_any_size(build: Any) -> None:
+    model = build()
+    fast = optimize(model)
+    # More sizes than are kept ready, and back to the first.
+    sizes = [(20, 24 + i) for i in range(network.PLANS + 1)]
+    for size in (*sizes, *sizes):
+        frame = torch.rand(1, 3, 1, *size)
+        assert error(*(watch(n, frame, (1,))[0] for n in (fast, model))) < ROUNDING[torch.float32]
+    assert len(fast._plans) <= network.PLANS
+    copied = copy.deepcopy(fast)
+    expected = watch(model.double(), frame.double(), (1,))[0]
+    fast.double()
+    assert error(watch(fast, frame.double(), (1,))[0], expected) < ROUNDING[torch.float64]
+    for single in (copied, fast.float()):
+        assert error(watch(single, frame, (1,))[0], expected) < ROUNDING[torch.float32]
 
 
 def test_a_state_of_the_fast_network_takes_part_in_gradients(build: Any) -> None:

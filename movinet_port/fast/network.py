@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from movinet_port.model import (
     state_shapes,
 )
 from movinet_port.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from movinet_port.fast.frame import FramePlan
 
 # Called with the canonical name of an activation and its value in the readable network's shape;
 # returns the value to go on with.
@@ -68,6 +71,9 @@ STRIP_BYTES = 640 << 10
 
 # The most that a piece of a clip's expanded frames takes.
 CACHED_BYTES = 4 << 20
+
+# For how many sizes of single frames a network is kept ready: some megabytes each.
+PLANS = 4
 
 # What oneDNN calls the activations that it computes together with a convolution.
 _FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}
@@ -301,8 +307,8 @@ class StreamConv(Part):
         batch, frames = run.batch, run.frames
         before = 0 if self.splits else same_padding(frames, self.taps, 1)[0]
         taps = 1 if self.splits else self.taps
-        kernels, packed, padding = self.layout(x)
-        height, width = (-(-n // s) for n, s in zip(x.shape[1:3], self.stride, strict=True))
+        kernels, packed, padding = self.layout(*x.shape[1:3])
+        height, width = self.out_size(*x.shape[1:3])
         y = x.new_empty(frames * batch, height, width, self.spatial_out)
         means = []
         started = finished = 0
@@ -374,7 +380,7 @@ class StreamConv(Part):
             return self._traced(windows)
         full = self._full(windows, run)
         x = windows[full][0]
-        kernels, packed, padding = self.layout(x)
+        kernels, packed, padding = self.layout(*x.shape[1:3])
         stride, groups, alone = self.stride, self.groups, len(windows) == 1
         planes = x.permute(0, 3, 1, 2)
         if packed:
@@ -443,10 +449,11 @@ class StreamConv(Part):
             The activations, as `forward` does.
         """
         height, width = x.shape[1:3]
-        (top, bottom), (left, right) = self._pads(height, width)
-        out = (height + top + bottom - self.kernel[0]) // self.stride[0] + 1
-        expanded = height * width * self.spatial_out * x.element_size()
-        count = min(-(-expanded // STRIP_BYTES), out)
+        (top, _), (left, right) = self._pads(height, width)
+        out, _ = self.out_size(height, width)
+        count = min(-(-self.expanded_bytes(x) // STRIP_BYTES), out)
+        constant = self.constant
+        assert constant is not None
         bounds = [out * i // count for i in range(count + 1)]
         strips = []
         for start, stop in itertools.pairwise(bounds):
@@ -457,15 +464,19 @@ class StreamConv(Part):
             hidden = expand(seen.reshape(-1, x.shape[3])).view(*seen.shape[:3], -1)
             outside = max(-first, 0), max(last - height, 0)
             padded = F.pad(hidden, (0, 0, left, right, *outside))
-            assert self.constant is not None
-            strips.append(self.activation(self.constant + self._slices(padded, 0)))
+            strips.append(self.activation(constant + self._slices(padded, 0)))
         y = torch.cat(strips, 1)
         return self.over_time(y, run) if self.splits else y
+
+    def expanded_bytes(self, x: Tensor) -> int:
+        """Return what one frame takes when it is expanded, (frames, height, width, channels)."""
+        return x.shape[1] * x.shape[2] * self.spatial_out * x.element_size()
 
     def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
         """Compute `_spatial` so that a compiler can fuse it with what is around it."""
         height, width = windows[0][0].shape[1:3]
         (top, bottom), (left, right) = self._pads(height, width)
+        kernels, _, padding = self._layout(height, width)
         frames = max(x.shape[0] for x, _ in windows)
         total: Tensor | None = self.constant
         assert total is not None
@@ -473,7 +484,6 @@ class StreamConv(Part):
             if not x.shape[0]:
                 continue
             if self.groups == 1 or x.numel() * x.element_size() > STRIP_BYTES:
-                kernels, _, padding = self._layout(height, width)
                 kernel = kernels[tap].contiguous(memory_format=torch.channels_last)
                 planes = x.permute(0, 3, 1, 2)
                 part = F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
@@ -500,16 +510,30 @@ class StreamConv(Part):
         assert total is not None
         return total
 
-    def layout(self, x: Tensor) -> _Spatial:
-        """Return how to convolve (frames * batch, height, width, channels)."""
-        size = x.shape[1], x.shape[2]
+    def layout(self, height: int, width: int) -> _Spatial:
+        """Return how to convolve frames of this size."""
+        size = height, width
         layout = self.layouts.get(size)
         if layout is None:
             layout = self.layouts[size] = self._layout(*size)
         return layout
 
+    @property
+    def in_plane(self) -> bool:
+        """Whether frames meet in a depthwise convolution of their own, or not at all."""
+        return self.depthwise if self.splits else self.taps == 1
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of what frames of this size become."""
+        (top, bottom), (left, right) = self._pads(height, width)
+        padded = height + top + bottom, width + left + right
+        rows, columns = (
+            (n - kernel) // stride + 1
+            for n, kernel, stride in zip(padded, self.kernel, self.stride, strict=True)
+        )
+        return rows, columns
+
     def _layout(self, height: int, width: int) -> _Spatial:
-        """Return how to convolve frames of this size."""
         (top, bottom), (left, right) = self._pads(height, width)
         # Where SAME pads one cell more after than before, a zero in front of the kernel and equal
         # padding do the same, without a padded copy of the input.
@@ -746,9 +770,8 @@ class Layer(Part):
         """Whether a compiler is given a frame in strips."""
         if not run.traced or x.shape[0] > 1:
             return False
-        pixels = x.shape[1] * x.shape[2]
-        expanded = pixels * self.expansion.weight.shape[0] * x.element_size()
-        return (self.depthwise.splits or self.depthwise.taps == 1) and expanded > STRIP_BYTES
+        conv = self.depthwise
+        return (conv.splits or conv.taps == 1) and conv.expanded_bytes(x) > STRIP_BYTES
 
     def _pieces(self, x: Tensor, run: Pass) -> int:
         """Return how many frames of a clip to take at once, all of them where it is small."""
@@ -756,9 +779,7 @@ class Layer(Part):
             return run.frames
         if self.depthwise.causal and not self.depthwise.splits and self.depthwise.taps > 1:
             return run.frames
-        pixels = x.shape[1] * x.shape[2] * run.batch
-        frame = pixels * self.expansion.matrix.shape[1] * x.element_size()
-        return max(1, CACHED_BYTES // frame)
+        return max(1, CACHED_BYTES // (self.depthwise.expanded_bytes(x) * run.batch))
 
 
 def average_pool(x: Tensor) -> Tensor:
@@ -924,15 +945,27 @@ class FastMoViNet(InferenceNetwork):
         self.hidden = Pointwise(folded.hidden, spec.classifier_activation)
         self.output = Pointwise(folded.output)
         self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
+        # (height, width) -> what single frames are computed with, unless it is in use.
+        self._plans: dict[tuple[int, int], list[FramePlan]] = {}
         self.prepare()
         self.eval()
 
     def prepare(self) -> None:
         """Reach for the layers."""
         self._waves.clear()
+        self._plans = {}
         self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
+        self._can_plan = (
+            self.spec.causal
+            and not self.output.quantized
+            and not (self.stem.splits or self.stem.taps > 1)
+            and all(layer.depthwise.in_plane for layer in self.bottlenecks)
+        )
         self.steps = [layer.forward for layer in self.bottlenecks]
         self.weight = self.output.weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
         super()._apply(fn, recurse)
@@ -962,7 +995,29 @@ class FastMoViNet(InferenceNetwork):
             tap: shown every activation that the algebra leaves, see `Tap`.
         """
         with torch.inference_mode():
+            alone = video.shape[0] == video.shape[2] == 1 and tap is None
+            if alone and state is not None and self._can_plan and fuses(self.weight):
+                return self._next_frame(video, state)
             return self.compute(video, state, tap)
+
+    def _next_frame(self, video: Tensor, state: Held) -> tuple[Tensor, Held]:
+        """Compute `run` for one frame of one video."""
+        from movinet_port.fast.frame import FramePlan
+
+        size = video.shape[3], video.shape[4]
+        plans = self._plans.get(size)
+        if plans is None:
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            plans = self._plans[size] = []
+        # Taken out while it computes: another thread makes one of its own.
+        try:
+            plan = plans.pop()
+        except IndexError:
+            plan = FramePlan(self, *size)
+        found = plan.run(video.to(self.weight.dtype), state)
+        plans.append(plan)
+        return found
 
     def compute(
         self, video: Tensor, state: Held | None, tap: Tap | None = None
@@ -971,7 +1026,8 @@ class FastMoViNet(InferenceNetwork):
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
         run = Pass(video.shape[0], video.shape[2], state, wide, tap)
-        self._encode_positions(run, video.dtype)
+        if state is not None:
+            run.waves = self.waves(state.count, run.frames, video.dtype)
         # A view for one frame, and for one video.
         x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
         x = self.stem(x, run)
@@ -1009,6 +1065,7 @@ class FastMoViNet(InferenceNetwork):
         for block in blocks:
             block.quantized = True
             block.prepare()
+        self.prepare()
 
     def taps(self) -> list[str]:
         """Return the activations that a `Tap` is shown, by the readable network's names."""
@@ -1045,22 +1102,33 @@ class FastMoViNet(InferenceNetwork):
         total = run.new_pools["head"] = run.state.pools["head"] + total
         return (total * run.part_now).to(x.dtype)
 
-    def _encode_positions(self, run: Pass, dtype: torch.dtype) -> None:
-        """Compute all layers' positional encodings at once: they differ in width and scale."""
+    def waves(self, count: Tensor, frames: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the positional encoding of each layer that has one, scaled.
+
+        Computed for all layers at once: they differ in width and scale.
+
+        Args:
+            count: (batch,) frames seen before.
+            frames: how many there are now.
+            dtype: of what is returned.
+
+        Returns:
+            layer -> (frames * batch, channels).
+        """
         if not self.spec.positional_encoding:
-            return
-        assert run.state is not None
+            return {}
         if dtype not in self._waves:
             self._waves[dtype] = self._frequencies(dtype)
         rates, sines, widths = self._waves[dtype]
-        count = run.state.count
-        first = torch.arange(run.frames, device=count.device)[:, None] + count
+        first = torch.arange(frames, device=count.device)[:, None] + count
         angle = first.flatten()[:, None].to(rates.dtype) * rates
-        waves = torch.where(sines, angle.sin(), angle.cos())
-        for layer, wave in zip(self.bottlenecks, waves.split(widths, 1), strict=True):
+        waves = torch.where(sines, angle.sin(), angle.cos()).split(widths, 1)
+        encodings = {}
+        for layer, wave in zip(self.bottlenecks, waves, strict=True):
             assert layer.gate is not None
             assert layer.gate.scale is not None
-            run.waves[layer.name] = layer.gate.scale * wave.to(dtype)
+            encodings[layer.name] = layer.gate.scale * wave.to(dtype)
+        return encodings
 
     def _frequencies(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, list[int]]:
         rates: list[Tensor] = []

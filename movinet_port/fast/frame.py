@@ -1,0 +1,307 @@
+"""One new frame of one video at level "eager": all but the arithmetic is done ahead.
+
+The arithmetic of a frame takes half the time of a frame of A0. The rest is what PyTorch does around
+each of some 300 operations: finding memory, looking at tensors from another side, Python. For a
+stream, frame after frame of one size, all that is the same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from movinet_port.fast.network import (
+    FastMoViNet,
+    Gate,
+    Layer,
+    Pointwise,
+    StreamConv,
+    average_pool,
+)
+from movinet_port.fast.state import Held
+
+# From so many multiplications and additions on, oneDNN's matrix product is faster than MKL's, which
+# costs less per call.
+_HEAVY = 6_000_000
+
+# The rows of so large a matrix are added up in pieces, which threads share.
+_LARGE = 500_000
+_PIECES = 8
+# What `torch.embedding_bag` calls a sum.
+_SUM = 0
+
+
+class VectorProduct:
+    """The product of a matrix with one vector, its bias, and the activation behind it.
+
+    An embedding bag is the weighted sum of a matrix's rows. It fetches memory ahead and shares the
+    rows among threads; MKL's product of a vector takes two to three times as long for matrices
+    that come from memory.
+
+    Args:
+        pointwise: what is done with every row; its tensors are copied.
+        unit: (in,) what one is worth in each place of the vector, by default one.
+
+    Attributes:
+        vector: (1, in), to be filled before each call.
+    """
+
+    def __init__(self, pointwise: Pointwise, unit: Tensor | None = None) -> None:
+        assert pointwise.constant is not None
+        self._activation = pointwise.activation
+        weight = pointwise.weight if unit is None else pointwise.weight / unit
+        self._rows = torch.cat([weight.t(), pointwise.constant[None]])
+        count = len(self._rows)
+        self._pieces = _PIECES if self._rows.numel() >= _LARGE else 1
+        self._which = torch.arange(count)
+        self._starts = torch.tensor([count * i // self._pieces for i in range(self._pieces)])
+        # The last is the bias's.
+        self._weights = torch.ones(count)
+        self.vector = self._weights[None, :-1]
+
+    def __call__(self) -> Tensor:
+        """Return a new tensor, (1, out)."""
+        y: Tensor = torch.embedding_bag(
+            self._rows, self._which, self._starts, False, _SUM, False, self._weights
+        )[0]
+        if self._pieces > 1:
+            y = y.sum(0, True)
+        return y if self._activation is None else self._activation(y)
+
+
+class _Run:
+    """What all layers need to know of one frame, and what they leave behind."""
+
+    def __init__(self, state: Held, part: Tensor, waves: Mapping[str, Tensor]) -> None:
+        self.state = state
+        self.part = part
+        self.waves = waves
+        self.new_frames: dict[str, tuple[Tensor, ...]] = {}
+        self.new_pools: dict[str, Tensor] = {}
+
+    def average(self, layer: str, sums: Tensor, part: float, out: Tensor) -> None:
+        """Write the average over the video so far, (1, channels).
+
+        Args:
+            layer: or "head".
+            sums: over the frame.
+            part: what one pixel is of the frame.
+            out: where to.
+        """
+        total = torch.add(self.state.pools[layer], sums, alpha=part)
+        self.new_pools[layer] = total
+        torch.mul(total, self.part, out=out)
+
+
+class _Product:
+    """A 1 x 1 convolution of the pixels of one frame.
+
+    Args:
+        pointwise: the convolution and the activation behind it.
+        pixels: of the frame.
+        memory: for the result, if it is not new.
+
+    Attributes:
+        out: (pixels, out channels) in that memory.
+    """
+
+    def __init__(self, pointwise: Pointwise, pixels: int, memory: Tensor) -> None:
+        channels, inputs = pointwise.weight.shape
+        self._at_once = None
+        if 2 * pixels * inputs * channels >= _HEAVY:
+            self._at_once = pointwise.forward
+        assert pointwise.constant is not None
+        assert pointwise.activation is not None
+        self._weight, self._bias = pointwise.matrix, pointwise.constant
+        self._activation = pointwise.activation
+        self.out = memory[: pixels * channels].view(pixels, channels)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (pixels, out channels) of (pixels, in channels)."""
+        if self._at_once is not None:
+            return self._at_once(x)
+        torch.addmm(self._bias, x, self._weight, out=self.out)
+        return self._activation(self.out)
+
+
+class _Conv:
+    """A convolution over space. Its output is new memory, because a state may keep it."""
+
+    def __init__(self, conv: StreamConv, height: int, width: int) -> None:
+        kernels, _, padding = conv.layout(height, width)
+        self._kernel, self._bias = kernels[0], conv.constant
+        self._how: tuple[Any, ...] = (padding, conv.stride, (1, 1), conv.groups, conv.fused, [], "")
+        self._activation = conv.activation if conv.fused == "none" else None
+
+    def __call__(self, planes: Tensor) -> Tensor:
+        """Return (1, height, width, channels) of (1, channels, height, width)."""
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            planes, self._kernel, self._bias, *self._how
+        )
+        y = y.permute(0, 2, 3, 1).contiguous()
+        return y if self._activation is None else self._activation(y)
+
+
+class _Gate:
+    """A squeeze-excitation up to its gate."""
+
+    def __init__(self, gate: Gate, pixels: int, channels: int) -> None:
+        self._layer = gate.layer
+        # Means over space stay sums: the product is told what they are worth.
+        self._unit = torch.ones(1, gate.reduce.weight.shape[1])
+        if gate.spatial:
+            self._unit[:, -channels:] = pixels
+        self._part = 1 / pixels
+        self._reduce = VectorProduct(gate.reduce, self._unit)
+        self._expand = VectorProduct(gate.expand)
+        self._limit = gate.limit
+        self._encoded = gate.scale is not None
+        self._average = self._reduce.vector[:, :channels] if gate.whole else None
+        self._sums = torch.empty(1, channels)
+        if gate.spatial:
+            self._sums = self._reduce.vector[:, -channels:]
+
+    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+        """Return the gate, (1, channels), of (pixels, channels)."""
+        reduce = self._reduce
+        torch.sum(x, 0, True, out=self._sums)
+        if self._average is not None:
+            run.average(self._layer, self._sums, self._part, self._average)
+        if self._encoded:
+            reduce.vector.addcmul_(run.waves[self._layer], self._unit)
+        self._expand.vector.copy_(reduce())
+        gate = self._expand()
+        return gate.sigmoid_() if self._limit is None else gate.clamp_(0.0, self._limit)
+
+
+class _Step:
+    """A bottleneck for one frame of one size.
+
+    Args:
+        layer: the bottleneck.
+        height, width: of the frame.
+        expanded: memory for what is expanded; all layers write it over.
+        mixed: the same, for what is convolved over frames.
+    """
+
+    def __init__(
+        self, layer: Layer, height: int, width: int, expanded: Tensor, mixed: Tensor
+    ) -> None:
+        self._name = layer.name
+        conv, expansion, project = layer.depthwise, layer.expansion, layer.project
+        channels = len(expansion.weight)
+        out_height, out_width = conv.out_size(height, width)
+        pixels, out_pixels = height * width, out_height * out_width
+        self._shape = 1, height, width, channels
+        self._activation = conv.activation
+
+        self._expand = _Product(expansion, pixels, expanded)
+        self._planes = self._expand.out.view(self._shape).permute(0, 3, 1, 2)
+        self._conv = _Conv(conv, height, width)
+        self._over_time = None
+        if conv.splits:
+            assert conv.temporal_constant is not None
+            self._over_time = conv.temporal_constant, conv.temporal_taps[-1]
+        self._past_taps = conv.temporal_taps[:-1]
+        self._mixed = mixed[: out_pixels * channels].view(out_pixels, channels)
+        self._mixed_frame = self._mixed.view(1, out_height, out_width, channels)
+
+        self._gate = None if layer.gate is None else _Gate(layer.gate, out_pixels, channels)
+        self._weight = project.weight
+        # The gate goes to what is smaller.
+        self._scales_weight = self._gate is not None and project.weight.shape[0] < out_pixels
+        self._scaled = torch.empty_like(self._weight) if self._scales_weight else self._weight
+        self._project = self._scaled.t()
+
+        self._pools = layer.pools
+        self._skip = None if layer.skip is None else layer.skip.matrix
+        self._residual = torch.empty(out_pixels, project.weight.shape[0])
+
+    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+        """Return (pixels, channels) of the same; `x` may be written over."""
+        rows = x
+        expanded = self._expand(x)
+        planes = self._planes
+        if expanded is not self._expand.out:
+            planes = expanded.view(self._shape).permute(0, 3, 1, 2)
+        frame = self._conv(planes)
+        if self._over_time is not None:
+            constant, now = self._over_time
+            mixed, sums = self._mixed, self._mixed_frame
+            torch.addcmul(constant, frame, now, out=sums)
+            if self._past_taps:
+                past = run.state.frames[self._name]
+                for before, tap in zip(past, self._past_taps, strict=True):
+                    sums.addcmul_(before, tap)
+                run.new_frames[self._name] = (*past[1:], frame)
+            self._activation(mixed)
+        else:
+            mixed = frame.view(self._mixed.shape)
+        if self._skip is not None:
+            if self._pools:
+                x = average_pool(x.view(*self._shape[:3], -1)).view(-1, x.shape[1])
+            rows = torch.mm(x, self._skip, out=self._residual)
+        if self._gate is not None:
+            gate = self._gate(mixed, run)
+            if self._scales_weight:
+                torch.mul(self._weight, gate, out=self._scaled)
+            else:
+                mixed.mul_(gate)
+        return rows.addmm_(mixed, self._project)
+
+
+class FramePlan:
+    """A network made ready for single frames of one size.
+
+    It computes in memory of its own, so it serves one caller at a time. What it returns is new.
+
+    Args:
+        network: causal, float32 on the CPU, whose frames meet in depthwise convolutions only.
+        height, width: of the frame.
+    """
+
+    def __init__(self, network: FastMoViNet, height: int, width: int) -> None:
+        self._waves = network.waves
+        self._stem = _Conv(network.stem, height, width)
+        height, width = network.stem.out_size(height, width)
+        sizes = []
+        expanded = mixed = 0
+        for layer in network.bottlenecks:
+            sizes.append((height, width))
+            channels = len(layer.expansion.weight)
+            expanded = max(expanded, height * width * channels)
+            height, width = layer.depthwise.out_size(height, width)
+            mixed = max(mixed, height * width * channels)
+        expanded = max(expanded, height * width * len(network.head.weight))
+        memory = torch.empty(expanded), torch.empty(mixed)
+        self._steps = [
+            _Step(layer, *size, *memory)
+            for layer, size in zip(network.bottlenecks, sizes, strict=True)
+        ]
+        pixels = height * width
+        self._head = _Product(network.head, pixels, memory[0])
+        self._part = 1 / pixels
+        self._hidden = VectorProduct(network.hidden)
+        self._output = VectorProduct(network.output)
+
+    def run(self, video: Tensor, state: Held) -> tuple[Tensor, Held]:
+        """Return logits and the state after the frame, as `InferenceNetwork.run` does.
+
+        Args:
+            video: (1, 3, 1, height, width), float32.
+            state: before the frame.
+        """
+        count = state.count + 1
+        part = count.to(video.dtype).reciprocal()
+        run = _Run(state, part, self._waves(state.count, 1, video.dtype))
+        x = self._stem(video[:, :, 0])
+        x = x.view(-1, x.shape[3])
+        for step in self._steps:
+            x = step(x, run)
+        sums = self._head(x).sum(0, True)
+        run.average("head", sums, self._part, self._hidden.vector)
+        self._output.vector.copy_(self._hidden())
+        return self._output(), Held(run.new_frames, run.new_pools, count)

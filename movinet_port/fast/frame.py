@@ -133,16 +133,16 @@ class _Conv:
     def __init__(self, conv: StreamConv, height: int, width: int) -> None:
         kernels, _, padding = conv.layout(height, width)
         self._kernel, self._bias = kernels[0], conv.constant
-        self._how: tuple[Any, ...] = (padding, conv.stride, (1, 1), conv.groups, conv.fused, [], "")
-        self._activation = conv.activation if conv.fused == "none" else None
+        # An activation on the way costs oneDNN more than one afterwards, in a cache.
+        self._how: tuple[Any, ...] = (padding, conv.stride, (1, 1), conv.groups, "none", [], "")
+        self._activation = conv.activation
 
     def __call__(self, planes: Tensor) -> Tensor:
         """Return (1, height, width, channels) of (1, channels, height, width)."""
         y: Tensor = torch.ops.mkldnn._convolution_pointwise(
             planes, self._kernel, self._bias, *self._how
         )
-        y = y.permute(0, 2, 3, 1).contiguous()
-        return y if self._activation is None else self._activation(y)
+        return self._activation(y.permute(0, 2, 3, 1).contiguous())
 
 
 class _Gate:

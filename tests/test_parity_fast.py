@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from benchmarks import diagnosis as bench
+from benchmarks.parity import forgetful
 from movinet_port import optimize
 from movinet_port.errors import StateError
-from movinet_port.fast import FastMoViNet, Held
 from movinet_port.fast.aot import compile_package
 from movinet_port.fast.optimize import fold_network
 from parity import ComparisonError, compare
@@ -80,23 +79,10 @@ def test_tensorflows_sums_over_a_large_clip_are_no_alarm(
     assert all(max(x.end_to_end, x.introduced or 0.0) < 4 for x in means)
 
 
-class _Forgetful(FastMoViNet):
-    """Starts every clip from empty stream buffers."""
-
-    def run(self, video: torch.Tensor, state: Held | None, tap: Any = None) -> Any:
-        assert state is not None
-        empty = {
-            name: tuple(torch.zeros_like(frame) for frame in frames)
-            for name, frames in state.frames.items()
-        }
-        return super().run(video, Held(empty, state.pools, state.count), tap)
-
-
-def test_zeroed_buffers_are_a_mismatch(reference: Any) -> None:
+@pytest.mark.parametrize("state", ["block1_layer1.stream_buffer", "block1_layer0.pool_buffer"])
+def test_zeroed_buffers_are_a_mismatch(reference: Any, state: str) -> None:
     right = reference(STREAM)
-    wrong = fold_network(right.build())
-    wrong.__class__ = _Forgetful
-    report = run(right, wrong)
+    report = run(right, forgetful(fold_network(right.build()), state))
     assert report.verdict == "mismatch"
 
 

@@ -137,7 +137,7 @@ def own_products() -> Iterator[None]:
         from torch._inductor.cpu_vec_isa import VecAVX2, VecAVX512, pick_vec_isa
 
         registry, stock = inductor.micro_gemm_configs, inductor.CppMicroGemmFP32Vec
-        assert stock.TEMPLATE_ENTRY
+        entry = stock.TEMPLATE_ENTRY
     except (ImportError, AttributeError):
         yield
         return
@@ -165,7 +165,7 @@ def own_products() -> Iterator[None]:
                 "columns": block.block_n // lanes,
                 **self.get_common_options(),
             }
-            text = _KERNEL + self.TEMPLATE_ENTRY
+            text = _KERNEL + entry
             defined: str = KernelTemplate._template_from_string(text).render(options)
             return defined
 

@@ -947,6 +947,7 @@ class FastMoViNet(InferenceNetwork):
         self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
         # (height, width) -> what single frames are computed with, unless it is in use.
         self._plans: dict[tuple[int, int], list[FramePlan]] = {}
+        self.register_load_state_dict_post_hook(_prepare_again)
         self.prepare()
         self.eval()
 
@@ -1143,3 +1144,10 @@ class FastMoViNet(InferenceNetwork):
             rates.append(torch.cat([rate[0::2], rate[1::2]]))
             sines.append(index < (channels + 1) // 2)
         return torch.cat(rates), torch.cat(sines), [len(rate) for rate in rates]
+
+
+def _prepare_again(network: FastMoViNet, _keys: Any) -> None:
+    for module in network.modules():
+        if isinstance(module, Part):
+            module.prepare()
+    network.prepare()

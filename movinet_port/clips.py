@@ -31,14 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from movinet_port.errors import MovinetPortError, StateError
-from movinet_port.fast.network import (
-    FastMoViNet,
-    InferenceNetwork,
-    Layer,
-    Pass,
-    StreamConv,
-    average_pool,
-)
+from movinet_port.fast.network import FastMoViNet, InferenceNetwork
+from movinet_port.fast.parts import Layer, Pass, StreamConv, average_pool
 from movinet_port.layers import Bottleneck, Conv, StreamConvBlock, at_least_float32, same_padding
 from movinet_port.model import MoViNet, check_video
 

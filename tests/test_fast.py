@@ -23,7 +23,7 @@ import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, Held, graph, hold, kernels, network
+from movinet_port.fast import FastMoViNet, Held, graph, hold, kernels, network, parts
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.optimize import fold_network
@@ -209,9 +209,9 @@ def test_a_long_clip_in_pieces_gives_the_same_logits(
     model = build("base", **changes)
     fast = optimize(model)
     clip = torch.rand(batch, 3, 11, 29, 34)
-    monkeypatch.setattr(network, "CACHED_BYTES", 40_000)
-    monkeypatch.setattr(network, "MANY_ROWS", 100)
-    monkeypatch.setattr(network, "MANY_COLUMNS", 24)
+    monkeypatch.setattr(parts, "CACHED_BYTES", 40_000)
+    monkeypatch.setattr(parts, "MANY_ROWS", 100)
+    monkeypatch.setattr(parts, "MANY_COLUMNS", 24)
     with torch.no_grad():
         assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
 
@@ -450,12 +450,10 @@ def test_what_a_compiler_is_given_computes_the_same(
     model = build(mode, **changes)
     fast = fold_network(model)
     if strip is not None:
-        monkeypatch.setattr(network, "STRIP_BYTES", strip)
+        monkeypatch.setattr(parts, "STRIP_BYTES", strip)
     in_strips = []
-    whole = network.StreamConv.in_strips
-    monkeypatch.setattr(
-        network.StreamConv, "in_strips", lambda *a: in_strips.append(1) or whole(*a)
-    )
+    whole = parts.StreamConv.in_strips
+    monkeypatch.setattr(parts.StreamConv, "in_strips", lambda *a: in_strips.append(1) or whole(*a))
     video = torch.rand(1, 3, 5, 37, 30)
     # Single frames, which a base network takes too, and more at once.
     clips = video.split((4, 1) if mode == "base" else (1, 1, 3), dim=2)

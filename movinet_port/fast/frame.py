@@ -8,20 +8,16 @@ stream, frame after frame of one size, all that is the same every time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from movinet_port.fast.network import (
-    FastMoViNet,
-    Gate,
-    Layer,
-    Pointwise,
-    StreamConv,
-    average_pool,
-)
+from movinet_port.fast.parts import Gate, Layer, Pointwise, StreamConv, average_pool
 from movinet_port.fast.state import Held
+
+if TYPE_CHECKING:
+    from movinet_port.fast.network import FastMoViNet
 
 # From so many multiplications and additions on, oneDNN's matrix product is faster than MKL's, which
 # costs less per call.

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from movinet_port.errors import StateError
-from movinet_port.fast.network import FastMoViNet, InferenceNetwork, Pointwise
+from movinet_port.fast.network import FastMoViNet, InferenceNetwork
+from movinet_port.fast.parts import Pointwise
 from movinet_port.fast.state import Held, Layout, hold
 from movinet_port.model import check_video, init_state
 from movinet_port.spec import ModelSpec

@@ -1,0 +1,776 @@
+"""What the inference network is made of: each a piece of a readable one, folded.
+
+Between layers a clip is (frames * batch, height, width, channels), contiguous, so that a 1 x 1
+convolution is one matrix product and a frame is one piece of memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from movinet_port.fast.fold import FoldedConv, FoldedGate, FoldedLayer, Matrix
+from movinet_port.fast.state import Held
+from movinet_port.layers import legacy_padding, same_padding
+from movinet_port.spec import ModelSpec
+
+# Called with the canonical name of an activation and its value in the readable network's shape;
+# returns the value to go on with.
+Tap: TypeAlias = Callable[[str, Tensor], Tensor]
+
+
+def hard_swish(x: Tensor) -> Tensor:
+    """Apply hard-swish in place."""
+    if torch.compiler.is_compiling():
+        # A compiler would divide by 6.
+        return x * (x * (1 / 6) + 0.5).clamp(0.0, 1.0)
+    return F.hardswish(x, inplace=True)
+
+
+def swish(x: Tensor) -> Tensor:
+    """Apply swish in place."""
+    return F.silu(x, inplace=True)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": swish,
+    "hard_swish": hard_swish,
+    "relu": torch.relu_,
+    "relu6": lambda x: x.clamp_(0.0, 6.0),
+}
+
+# From here on oneDNN's matrix product, which applies bias and activation on the way, is faster than
+# MKL's, which costs less per call.
+MANY_ROWS = 2000
+# And so it is for weights that come from memory and not from a cache.
+MANY_WEIGHTS = 120_000
+# From this depth on, its product that adds to another matrix is.
+MANY_COLUMNS = 128
+
+# For a compiler: the most that a strip of an expanded frame takes, so that it stays in a core's
+# cache while it is padded and convolved. What is larger and cannot be cut up is convolved by
+# oneDNN, which needs no padded copy.
+STRIP_BYTES = 640 << 10
+
+# The most that a piece of a clip's expanded frames takes.
+CACHED_BYTES = 4 << 20
+
+# What oneDNN calls the activations that it computes together with a convolution.
+_FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}
+
+
+class Pass:
+    """One run of the network: what all layers need to know of it, and what they leave behind.
+
+    Args:
+        batch, frames: of the clip.
+        state: of a stream, or None for a base network.
+        dtype: in which sums over a video are kept.
+        tap: see `Tap`; None for nobody watching.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        frames: int,
+        state: Held | None,
+        dtype: torch.dtype,
+        tap: Tap | None = None,
+    ) -> None:
+        self.traced = torch.compiler.is_compiling()
+        self.batch = batch
+        self.frames = frames
+        self.state = state
+        self.dtype = dtype
+        self.tap = tap
+        self.new_frames: dict[str, tuple[Tensor, ...]] = {}
+        self.new_pools: dict[str, Tensor] = {}
+        self.waves: dict[str, Tensor] = {}
+        if state is not None:
+            # (frames, batch, 1): one over the number of frames seen, after each frame.
+            seen = state.count
+            if frames == 1:
+                seen = (seen + 1)[None, :, None]
+            else:
+                steps = torch.arange(1, frames + 1, device=seen.device)
+                seen = (seen[None, :] + steps[:, None])[:, :, None]
+            self.part = seen.to(dtype).reciprocal()
+            self.part_now = self.part[-1]
+
+    def see(self, name: str, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Show an activation to who watches, (frames * batch, height, width, channels)."""
+        if self.tap is None:
+            return x
+        value = x if offset is None else x + offset
+        apart = value.unflatten(0, (-1, self.batch)).permute(1, 4, 0, 2, 3)
+        replaced = self.tap(name, apart)
+        if replaced is apart:
+            return x
+        x = replaced.permute(2, 0, 3, 4, 1).flatten(0, 1).contiguous()
+        return x if offset is None else x - offset
+
+    def see_vector(self, name: str, x: Tensor) -> Tensor:
+        """Show (frames * batch, channels), or (batch, channels)."""
+        if self.tap is None:
+            return x
+        return self.see(name, x[:, None, None, :])[:, 0, 0, :]
+
+
+# Attributes that `Part.prepare` makes.
+_DERIVED = ("packed", "laid_out", "layouts", "matrices", "steps")
+
+
+class Part(nn.Module):
+    """A piece of the network whose tensors are buffers, and plain attributes to compute with.
+
+    Finding a buffer through `torch.nn.Module` takes as long as a small operation does.
+    """
+
+    def store(self, **tensors: Tensor | None) -> None:
+        """Keep tensors as buffers."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def prepare(self) -> None:
+        """Set the plain attributes, after construction and whenever the buffers were replaced."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What oneDNN laid out for itself can be neither copied nor pickled.
+        return {name: v for name, v in self.__dict__.items() if name not in _DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.prepare()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Part:
+        super()._apply(fn, recurse)
+        self.prepare()
+        return self
+
+
+class Pointwise(Part):
+    """A 1 x 1 convolution, and the activation right behind it."""
+
+    def __init__(self, matrix: Matrix, activation: str | None = None) -> None:
+        super().__init__()
+        self.store(weight=matrix.weight.contiguous(), bias=matrix.bias)
+        self.activation = _ACTIVATIONS[activation] if activation else None
+        self.fused = _FUSED.get(activation or "", "none")
+        self.quantized = False
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Transpose the weight, or quantise it."""
+        weight = self._buffers["weight"]
+        assert weight is not None
+        self.weight = weight
+        self.matrix = weight.t()
+        self.laid_out: Tensor | None = None
+        # One vector's product is cheap in MKL; so it is only asked about rows.
+        self.from_rows = 2 if self.fused != "none" else MANY_ROWS
+        if weight.numel() >= MANY_WEIGHTS:
+            self.from_rows = 1
+        self.constant = self._buffers["bias"]
+        self.packed = _quantise(weight, self.constant) if self.quantized else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a new tensor, (rows, out channels), of (rows, in channels)."""
+        if self.packed is not None:
+            y = torch.ops.quantized.linear_dynamic(x, self.packed)
+            return y if self.activation is None else self.activation(y)
+        if x.shape[0] == 1 and torch.compiler.is_compiling():
+            # One vector: a compiler fuses the sum with what is around it.
+            y = (x * self.weight).sum(1)[None]
+            y = y if self.constant is None else y + self.constant
+        elif self.constant is None:
+            y = torch.mm(x, self.matrix)
+        elif x.shape[0] >= self.from_rows and fuses(x):
+            if self.laid_out is None:
+                self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.shape[0])
+            linear = torch.ops.mkldnn._linear_pointwise
+            y = linear(x, self.laid_out, self.constant, self.fused, [], "")
+            if self.fused != "none":
+                return y
+        else:
+            y = torch.addmm(self.constant, x, self.matrix)
+        return y if self.activation is None else self.activation(y)
+
+
+def _quantise(weight: Tensor, bias: Tensor | None) -> Any:
+    """Return an 8-bit weight, one scale per output channel, for products of 8-bit numbers."""
+    scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).double()
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # Announced to go; what replaces it has no dynamic product yet.
+        warnings.simplefilter("ignore", UserWarning)
+        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(quantised, bias)
+
+
+# Kernels for each tap, whether oneDNN has laid them out, equal padding of height and width.
+_Spatial: TypeAlias = tuple[list[Tensor], bool, tuple[int, int]]
+
+
+class StreamConv(Part):
+    """A convolution over space and, split off or not, over frames."""
+
+    def __init__(self, name: str, key: str, folded: FoldedConv, spec: ModelSpec) -> None:
+        super().__init__()
+        self.name = name  # of its taps
+        self.key = key  # of its held frames
+        self.stride = folded.stride
+        self.groups = folded.groups
+        self.kernel = folded.spatial.shape[3:]
+        self.causal = spec.causal
+        self.legacy = spec.causal_padding == "legacy"
+        self.activation = _ACTIVATIONS[spec.activation]
+        self.fused = _FUSED.get(spec.activation, "none")
+        self.splits = folded.temporal is not None
+        self.depthwise = folded.temporal is not None and folded.temporal.ndim == 2
+        taps = folded.spatial if folded.temporal is None else folded.temporal
+        self.taps = len(taps)
+        self.store(
+            spatial=folded.spatial.contiguous(),
+            bias=folded.bias,
+            temporal=None if folded.temporal is None else folded.temporal.contiguous(),
+            temporal_bias=folded.temporal_bias,
+        )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Take the taps apart."""
+        spatial, temporal = self._buffers["spatial"], self._buffers["temporal"]
+        assert spatial is not None
+        self.kernels = spatial.unbind(0)
+        # Channels together, for a compiler to read many at once: (height, width, channels).
+        self.cells = [kernel[:, 0].permute(1, 2, 0).contiguous() for kernel in self.kernels]
+        self.spatial_out = spatial.shape[1]
+        self.constant = self._buffers["bias"]
+        self.temporal_taps = () if temporal is None else temporal.unbind(0)
+        self.temporal_constant = self._buffers["temporal_bias"]
+        self.layouts: dict[tuple[int, int], _Spatial] = {}
+
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        """Return the activations of the clip; the frames for the next one go to `run`.
+
+        Args:
+            x: (frames * batch, height, width, channels), and so is what is returned.
+            run: the pass.
+        """
+        if not self.splits:
+            x = self._spatial(self._windows(x, run), run)
+            return x if run.tap is None else run.see(f"{self.name}.activation", x)
+        x = self._spatial([(x, 0)], run)
+        if run.tap is not None:
+            x = run.see(f"{self.name}.activation", x)
+        return self.over_time(x, run)
+
+    def over_time(self, x: Tensor, run: Pass) -> Tensor:
+        """Return the split-off temporal convolution's activations; all else as in `forward`."""
+        x = self.activation(self._temporal(self._windows(x, run), run))
+        return x if run.tap is None else run.see(f"{self.name}.temporal_activation", x)
+
+    def in_pieces(
+        self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Expand and convolve a whole clip, so many frames at a time that they stay in a cache.
+
+        Args:
+            x: (frames * batch, height, width, channels), before the expansion.
+            expand: the expansion of (rows, channels).
+            run: the pass.
+            size: frames in a piece.
+
+        Returns:
+            The activations of the clip, and their means over space, (frames * batch, channels).
+        """
+        batch, frames = run.batch, run.frames
+        before = 0 if self.splits else same_padding(frames, self.taps, 1)[0]
+        taps = 1 if self.splits else self.taps
+        kernels, packed, padding = self.layout(*x.shape[1:3])
+        height, width = self.out_size(*x.shape[1:3])
+        y = x.new_empty(frames * batch, height, width, self.spatial_out)
+        means = []
+        started = finished = 0
+        for first in range(0, frames, size):
+            last = min(first + size, frames)
+            piece = x[first * batch : last * batch]
+            hidden = expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
+            # The frames that see a frame of this piece, and those that see none after it.
+            reach = min(last + before, frames)
+            y[started * batch : reach * batch].zero_()
+            started = reach
+            for tap in range(taps):
+                shift = tap - before
+                start, stop = max(first - shift, 0), min(last - shift, frames)
+                if start < stop:
+                    self._accumulate(
+                        y[start * batch : stop * batch],
+                        hidden[(start + shift - first) * batch : (stop + shift - first) * batch],
+                        kernels[tap],
+                        # The tap that sees each frame for itself.
+                        self.constant if shift == 0 else None,
+                        packed,
+                        padding,
+                    )
+            complete = frames if last == frames else last - (taps - 1 - before)
+            if complete > finished:
+                done = self.activation(y[finished * batch : complete * batch])
+                means.append(done.flatten(1, 2).mean(1, dtype=run.dtype))
+                finished = complete
+        return y, torch.cat(means)
+
+    def _windows(self, x: Tensor, run: Pass) -> list[tuple[Tensor, int]]:
+        """Return for each temporal tap the frames it reads, and the first frame it reads them for.
+
+        Frames outside the video are in no window, because they add nothing.
+        """
+        batch, taps = run.batch, self.taps
+        if taps == 1:
+            return [(x, 0)]
+        if self.causal:
+            assert run.state is not None
+            held = run.state.frames[self.key]
+            if run.frames == 1:
+                sequence = (*held, x)
+                run.new_frames[self.key] = sequence[1:]
+                return [(frame, 0) for frame in sequence]
+            joined = torch.cat([*held, x])
+            # Copies, because a view would keep the whole clip alive until the next one.
+            last = joined[-(taps - 1) * batch :].clone()
+            run.new_frames[self.key] = last.split(batch)
+            return [(joined[tap * batch : (tap + run.frames) * batch], 0) for tap in range(taps)]
+        before, _ = same_padding(run.frames, taps, 1)
+        windows = []
+        for tap in range(taps):
+            shift = tap - before
+            start, stop = max(0, -shift), min(run.frames, run.frames - shift)
+            part = x[(start + shift) * batch : max(stop + shift, start + shift) * batch]
+            windows.append((part, start * batch))
+        return windows
+
+    def _full(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> int:
+        """Return a tap that reads something for every frame."""
+        rows = run.frames * run.batch
+        return next(tap for tap, (x, _) in enumerate(windows) if x.shape[0] == rows)
+
+    def _spatial(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
+        """Return the activation of what all taps add up to."""
+        if run.traced:
+            return self._traced(windows)
+        full = self._full(windows, run)
+        x = windows[full][0]
+        kernels, packed, padding = self.layout(*x.shape[1:3])
+        stride, groups, alone = self.stride, self.groups, len(windows) == 1
+        planes = x.permute(0, 3, 1, 2)
+        if packed:
+            activation = self.fused if alone else "none"
+            y = torch.ops.mkldnn._convolution_pointwise(
+                planes,
+                kernels[full],
+                self.constant,
+                padding,
+                stride,
+                (1, 1),
+                groups,
+                activation,
+                [],
+                "",
+            )
+        else:
+            y = F.conv2d(planes, kernels[full], self.constant, stride, padding, 1, groups)
+        y = y.permute(0, 2, 3, 1).contiguous()
+        for tap, (x, first) in enumerate(windows):
+            if tap == full or not x.shape[0]:
+                continue
+            part, kernel = y[first : first + x.shape[0]], kernels[tap]
+            self._accumulate(part, x, kernel, None, packed, padding)
+        return y if packed and alone and self.fused != "none" else self.activation(y)
+
+    def _accumulate(
+        self,
+        y: Tensor,
+        x: Tensor,
+        kernel: Tensor,
+        bias: Tensor | None,
+        packed: bool,
+        padding: tuple[int, int],
+    ) -> None:
+        """Add to `y` the frames `x`, convolved, and the bias."""
+        planes, sums = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
+        if packed:
+            torch.ops.mkldnn._convolution_pointwise_(
+                sums,
+                planes,
+                kernel,
+                bias,
+                padding,
+                self.stride,
+                (1, 1),
+                self.groups,
+                "add",
+                1.0,
+                None,
+                [],
+                None,
+            )
+        else:
+            sums += F.conv2d(planes, kernel, bias, self.stride, padding, 1, self.groups)
+
+    def in_strips(self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass) -> Tensor:
+        """Expand and convolve one frame for a compiler, strip by strip.
+
+        Args:
+            x: (1, height, width, channels), before the expansion.
+            expand: the expansion of (rows, channels).
+            run: the pass.
+
+        Returns:
+            The activations, as `forward` does.
+        """
+        height, width = x.shape[1:3]
+        (top, _), (left, right) = self._pads(height, width)
+        out, _ = self.out_size(height, width)
+        count = min(-(-self.expanded_bytes(x) // STRIP_BYTES), out)
+        constant = self.constant
+        assert constant is not None
+        bounds = [out * i // count for i in range(count + 1)]
+        strips = []
+        for start, stop in itertools.pairwise(bounds):
+            # The rows that these rows of the output see, of which some are outside the frame.
+            first = start * self.stride[0] - top
+            last = (stop - 1) * self.stride[0] - top + self.kernel[0]
+            seen = x[:, max(first, 0) : min(last, height)]
+            hidden = expand(seen.reshape(-1, x.shape[3])).view(*seen.shape[:3], -1)
+            outside = max(-first, 0), max(last - height, 0)
+            padded = F.pad(hidden, (0, 0, left, right, *outside))
+            strips.append(self.activation(constant + self._slices(padded, 0)))
+        y = torch.cat(strips, 1)
+        return self.over_time(y, run) if self.splits else y
+
+    def expanded_bytes(self, x: Tensor) -> int:
+        """Return what one frame takes when it is expanded, (frames, height, width, channels)."""
+        return x.shape[1] * x.shape[2] * self.spatial_out * x.element_size()
+
+    def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
+        """Compute `_spatial` so that a compiler can fuse it with what is around it."""
+        height, width = windows[0][0].shape[1:3]
+        (top, bottom), (left, right) = self._pads(height, width)
+        kernels, _, padding = self._layout(height, width)
+        frames = max(x.shape[0] for x, _ in windows)
+        total: Tensor | None = self.constant
+        assert total is not None
+        for tap, (x, first) in enumerate(windows):
+            if not x.shape[0]:
+                continue
+            if self.groups == 1 or x.numel() * x.element_size() > STRIP_BYTES:
+                kernel = kernels[tap].contiguous(memory_format=torch.channels_last)
+                planes = x.permute(0, 3, 1, 2)
+                part = F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
+                part = part.permute(0, 2, 3, 1)
+            else:
+                part = self._slices(F.pad(x, (0, 0, left, right, top, bottom)), tap)
+            if x.shape[0] < frames:
+                # Nothing from the frames outside the clip.
+                part = F.pad(part, (0, 0, 0, 0, 0, 0, first, frames - first - x.shape[0]))
+            total = total + part
+        return self.activation(total)
+
+    def _slices(self, padded: Tensor, tap: int) -> Tensor:
+        """Return a depthwise convolution, without bias, as a sum of slices of padded frames."""
+        total: Tensor | None = None
+        for row, column in itertools.product(*map(range, self.kernel)):
+            seen = padded[
+                :,
+                _every(row, padded.shape[1], self.kernel[0], self.stride[0]),
+                _every(column, padded.shape[2], self.kernel[1], self.stride[1]),
+            ]
+            term = seen * self.cells[tap][row, column]
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    def layout(self, height: int, width: int) -> _Spatial:
+        """Return how to convolve frames of this size."""
+        size = height, width
+        layout = self.layouts.get(size)
+        if layout is None:
+            layout = self.layouts[size] = self._layout(*size)
+        return layout
+
+    @property
+    def in_plane(self) -> bool:
+        """Whether frames meet in a depthwise convolution of their own, or not at all."""
+        return self.depthwise if self.splits else self.taps == 1
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of what frames of this size become."""
+        (top, bottom), (left, right) = self._pads(height, width)
+        padded = height + top + bottom, width + left + right
+        rows, columns = (
+            (n - kernel) // stride + 1
+            for n, kernel, stride in zip(padded, self.kernel, self.stride, strict=True)
+        )
+        return rows, columns
+
+    def _layout(self, height: int, width: int) -> _Spatial:
+        (top, bottom), (left, right) = self._pads(height, width)
+        # Where SAME pads one cell more after than before, a zero in front of the kernel and equal
+        # padding do the same, without a padded copy of the input.
+        grow = bottom - top, right - left
+        kernels = [F.pad(kernel, (grow[1], 0, grow[0], 0)) for kernel in self.kernels]
+        packs = fuses(kernels[0])
+        if packs:
+            kernels = [_pack(kernel, self.stride, self.groups) for kernel in kernels]
+        return kernels, packs, (bottom, right)
+
+    def _pads(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        if self.legacy:
+            return legacy_padding(self.kernel[0]), legacy_padding(self.kernel[1])
+        return (
+            same_padding(height, self.kernel[0], self.stride[0]),
+            same_padding(width, self.kernel[1], self.stride[1]),
+        )
+
+    def _temporal(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
+        full = self._full(windows, run)
+        x = windows[full][0]
+        taps = self.temporal_taps
+        if self.depthwise:
+            assert self.temporal_constant is not None
+            y = torch.addcmul(self.temporal_constant, x, taps[full])
+        else:
+            y = F.linear(x, taps[full], self.temporal_constant)
+        for tap, (x, first) in enumerate(windows):
+            rows = x.shape[0]
+            if tap == full or not rows:
+                continue
+            part = y if rows == y.shape[0] else y[first : first + rows]
+            if self.depthwise:
+                part.addcmul_(x, taps[tap])
+            else:
+                part += F.linear(x, taps[tap])
+        return y
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether oneDNN's fused operations take this tensor."""
+    return (
+        _HAS_FUSED
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    )
+
+
+_HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_convolution_pointwise_"
+)
+
+
+def _every(first: int, size: int, kernel: int, stride: int) -> slice:
+    """Return the cells of a padded axis that one cell of the kernel sees."""
+    return slice(first, first + (size - kernel) // stride * stride + 1, stride)
+
+
+def _pack(kernel: Tensor, stride: tuple[int, int], groups: int) -> Tensor:
+    """Return the kernel as oneDNN wants it, for inputs of any size though one is named."""
+    channels = kernel.shape[1] * groups
+    padding = [kernel.shape[2] // 2, kernel.shape[3] // 2]
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        kernel, padding, stride, [1, 1], groups, [1, channels, 32, 32]
+    )
+    return packed
+
+
+class Gate(Part):
+    """A squeeze-excitation up to its gate."""
+
+    def __init__(self, layer: str, folded: FoldedGate, spec: ModelSpec) -> None:
+        super().__init__()
+        self.layer = layer
+        self.name = f"{layer}.squeeze_excitation"
+        self.reduce = Pointwise(folded.reduce, spec.activation)
+        self.expand = Pointwise(folded.expand)
+        self.limit = folded.limit
+        self.store(encoding=folded.encoding)
+        self.causal = spec.causal
+        self.spatial = spec.se_type in ("2d", "2plus3d")
+        self.whole = spec.se_type in ("3d", "2plus3d")
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Reach for the modules inside."""
+        self.scale = self._buffers["encoding"]
+        self.matrices = (self.reduce.forward, self.expand.forward)
+
+    def forward(self, x: Tensor, run: Pass, means: Tensor | None = None) -> Tensor:
+        """Return the gates: (frames * batch, channels), or (batch, channels) for all frames.
+
+        Args:
+            x: (frames * batch * height * width, channels).
+            run: the pass.
+            means: over space, (frames * batch, channels), if they are known.
+        """
+        frames = run.frames * run.batch
+        dtype = run.dtype
+        if means is not None:
+            pass
+        elif frames == 1:
+            means = x.mean(0, True, dtype=dtype)
+        else:
+            means = x.view(frames, -1, x.shape[1]).mean(1, dtype=dtype)
+        narrow = x.dtype != dtype
+        if self.spatial and (narrow or run.tap is not None):
+            spatial = run.see_vector(f"{self.name}.spatial_pool", means.to(x.dtype))
+            means = spatial.to(dtype)
+        value = means
+        if self.whole:
+            value = self._over_time(means, run)
+            if narrow or run.tap is not None:
+                value = run.see_vector(f"{self.name}.temporal_pool", value.to(x.dtype)).to(dtype)
+            if self.spatial:
+                if value.shape[0] != frames:
+                    value = value.repeat(run.frames, 1)
+                value = torch.cat((value, means), 1)
+        if narrow:
+            value = value.to(x.dtype)
+        if self.scale is not None:
+            value = value + run.waves[self.layer]
+            value = run.see_vector(f"{self.name}.positional_encoding", value)
+        reduce, expand = self.matrices
+        if run.tap is None:
+            gate = expand(reduce(value))
+        else:
+            hidden = run.see_vector(f"{self.name}.reduce.activation", reduce(value))
+            gate = expand(hidden)
+        gate = gate.sigmoid_() if self.limit is None else gate.clamp_(0.0, self.limit)
+        return run.see_vector(f"{self.name}.expand.activation", gate)
+
+    def _over_time(self, means: Tensor, run: Pass) -> Tensor:
+        if not self.causal:
+            return means if run.frames == 1 else means.unflatten(0, (-1, run.batch)).mean(0)
+        assert run.state is not None
+        before = run.state.pools[self.layer]
+        if run.frames == 1:
+            total = run.new_pools[self.layer] = before + means
+            return total * run.part_now
+        totals = means.unflatten(0, (-1, run.batch)).cumsum(0) + before
+        run.new_pools[self.layer] = totals[-1].clone()
+        return (totals * run.part).flatten(0, 1)
+
+
+class Layer(Part):
+    """A bottleneck."""
+
+    def __init__(
+        self, name: str, folded: FoldedLayer, offset_before: Tensor, spec: ModelSpec
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.expansion = Pointwise(folded.expansion, spec.activation)
+        self.depthwise = StreamConv(f"{name}.depthwise", name, folded.depthwise, spec)
+        self.gate = None if folded.gate is None else Gate(name, folded.gate, spec)
+        self.project = Pointwise(Matrix(folded.projection))
+        self.skip = None if folded.skip is None else Pointwise(Matrix(folded.skip))
+        self.pools = folded.depthwise.stride != (1, 1)
+        self.offset: Tensor
+        self.offset_before: Tensor
+        # Nothing is computed with the offsets: they say what the true values are.
+        self.store(
+            offset=folded.offset,
+            offset_before=offset_before,
+        )
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Reach for the modules inside."""
+        self.steps = (
+            self.expansion.forward,
+            self.depthwise.forward,
+            None if self.gate is None else self.gate.forward,
+            None if self.skip is None else self.skip.forward,
+        )
+
+    def forward(self, x: Tensor, run: Pass) -> Tensor:
+        """Return the output less `offset`; `x`, the input less its own, is overwritten.
+
+        Args:
+            x: (frames * batch, height, width, channels), and so is what is returned.
+            run: the pass.
+        """
+        expand, depthwise, gate_of, skip = self.steps
+        rows = x.view(-1, x.shape[3])
+        means: Tensor | None = None
+        pieces = self._pieces(x, run)
+        if pieces < run.frames:
+            hidden, means = self.depthwise.in_pieces(x, expand, run, pieces)
+            if self.depthwise.splits:
+                hidden, means = self.depthwise.over_time(hidden, run), None
+        elif self._strips(x, run):
+            hidden = self.depthwise.in_strips(x, expand, run)
+        else:
+            hidden = expand(rows).view(*x.shape[:3], -1)
+            if run.tap is not None:
+                hidden = run.see(f"{self.name}.expansion.activation", hidden)
+            hidden = depthwise(hidden, run)
+        shape = hidden.shape
+        hidden = hidden.view(-1, shape[3])
+        if skip is not None:
+            if self.pools:
+                x = average_pool(x)
+                if run.tap is not None:
+                    x = run.see(f"{self.name}.skip.pool", x, self.offset_before)
+                rows = x.view(-1, x.shape[3])
+            rows = skip(rows)
+        weight = self.project.weight
+        if gate_of is not None:
+            gate = gate_of(hidden, run, means)
+            if run.traced and gate.shape[0] == 1:
+                hidden = hidden * gate
+            elif gate.shape[0] == 1 and not self.project.quantized:
+                # One gate for all there is: the matrix is smaller than the activations.
+                weight = weight * gate
+            else:
+                # (frames or 1, batch, pixels, channels)
+                apart = hidden.view(-1, gate.shape[0], shape[1] * shape[2], shape[3])
+                apart.mul_(gate[:, None, :])
+        if self.project.quantized:
+            y = rows.add_(self.project.forward(hidden))
+        elif run.traced:
+            y = torch.mm(hidden, weight.t()) + rows
+        elif rows.shape[0] >= MANY_ROWS and weight.shape[1] >= MANY_COLUMNS and fuses(rows):
+            y = torch.ops.mkldnn._linear_pointwise.binary(hidden, rows, weight, None, "add")
+        else:
+            y = rows.addmm_(hidden, weight.t())
+        y = y.view(*shape[:3], -1)
+        return y if run.tap is None else run.see(self.name, y, self.offset)
+
+    def _strips(self, x: Tensor, run: Pass) -> bool:
+        """Whether a compiler is given a frame in strips."""
+        if not run.traced or x.shape[0] > 1:
+            return False
+        conv = self.depthwise
+        return (conv.splits or conv.taps == 1) and conv.expanded_bytes(x) > STRIP_BYTES
+
+    def _pieces(self, x: Tensor, run: Pass) -> int:
+        """Return how many frames of a clip to take at once, all of them where it is small."""
+        if run.frames == 1 or run.tap is not None or run.traced:
+            return run.frames
+        if self.depthwise.causal and not self.depthwise.splits and self.depthwise.taps > 1:
+            return run.frames
+        return max(1, CACHED_BYTES // (self.depthwise.expanded_bytes(x) * run.batch))
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """Average 3 x 3 pixels with stride 2, SAME; cells of the padding are not counted."""
+    # At even sizes SAME pads one side only, where the pool's ceil mode goes over the edge.
+    padding = (x.shape[1] % 2, x.shape[2] % 2)
+    y = F.avg_pool2d(x.permute(0, 3, 1, 2), 3, 2, padding, ceil_mode=True, count_include_pad=False)
+    return y.permute(0, 2, 3, 1).contiguous()

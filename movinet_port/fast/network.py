@@ -25,8 +25,9 @@ from movinet_port.spec import ModelSpec
 if TYPE_CHECKING:
     from movinet_port.fast.frame import FramePlan
 
-# For how many sizes of single frames a network is kept ready: some megabytes each.
-PLANS = 4
+# For how many sizes of single frames a network is kept ready. Each takes as much memory as the
+# weights do.
+PLANS = 2
 
 
 class InferenceNetwork(nn.Module):
@@ -184,7 +185,7 @@ class FastMoViNet(InferenceNetwork):
         self.hidden = Pointwise(folded.hidden, spec.classifier_activation)
         self.output = Pointwise(folded.output)
         self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
-        # (height, width) -> what single frames are computed with, unless it is in use.
+        # (height, width) -> what single frames are computed with, or nothing while it is in use.
         self._plans: dict[tuple[int, int], list[FramePlan]] = {}
         self.register_load_state_dict_post_hook(_prepare_again)
         self.prepare()
@@ -240,24 +241,27 @@ class FastMoViNet(InferenceNetwork):
                 return self._next_frame(video, state)
             return self.compute(video, state, tap)
 
-    def _next_frame(self, video: Tensor, state: Held) -> tuple[Tensor, Held]:
+    def _next_frame(self, video: Tensor, state: Held) -> tuple[Tensor, Held | None]:
         """Compute `run` for one frame of one video."""
         from movinet_port.fast.frame import FramePlan
 
         size = video.shape[3], video.shape[4]
-        plans = self._plans.get(size)
-        if plans is None:
+        free = self._plans.get(size)
+        if free is None:
             if len(self._plans) >= PLANS:
                 self._plans.clear()
-            plans = self._plans[size] = []
-        # Taken out while it computes: another thread makes one of its own.
-        try:
-            plan = plans.pop()
-        except IndexError:
+            free = self._plans[size] = []
             plan = FramePlan(self, *size)
-        found = plan.run(video.to(self.weight.dtype), state)
-        plans.append(plan)
-        return found
+        else:
+            try:
+                plan = free.pop()
+            except IndexError:
+                # Another thread computes with it.
+                return self.compute(video, state)
+        try:
+            return plan.run(video.to(self.weight.dtype), state)
+        finally:
+            free.append(plan)
 
     def compute(
         self, video: Tensor, state: Held | None, tap: Tap | None = None

@@ -169,6 +169,19 @@ def test_a_frame_is_computed_with_the_present_weights_at_any_size(build: Any) ->
         assert error(watch(single, frame, (1,))[0], expected) < ROUNDING[torch.float32]
 
 
+def test_defaults_of_the_caller_do_not_matter(build: Any) -> None:
+    model = build()
+    fast = optimize(model)
+    video = torch.rand(1, 3, 2, 20, 24)
+    expected = watch(model, video, (1, 1))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = watch(fast, video, (1, 1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert max(map(error, found, expected)) < ROUNDING[torch.float32]
+
+
 def test_loaded_weights_are_those_that_are_used(build: Any, randomised: Callable[..., Any]) -> None:
     model = build()
     fast = optimize(model)

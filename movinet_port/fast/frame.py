@@ -52,10 +52,11 @@ class VectorProduct:
         self._rows = torch.cat([weight.t(), pointwise.constant[None]])
         count = len(self._rows)
         self._pieces = _PIECES if self._rows.numel() >= _LARGE else 1
-        self._which = torch.arange(count)
-        self._starts = torch.tensor([count * i // self._pieces for i in range(self._pieces)])
+        starts = [count * i // self._pieces for i in range(self._pieces)]
+        self._which = torch.arange(count, device=weight.device)
+        self._starts = torch.tensor(starts, device=weight.device)
         # The last is the bias's.
-        self._weights = torch.ones(count)
+        self._weights = weight.new_ones(count)
         self.vector = self._weights[None, :-1]
 
     def __call__(self) -> Tensor:
@@ -147,7 +148,8 @@ class _Gate:
     def __init__(self, gate: Gate, pixels: int, channels: int) -> None:
         self._layer = gate.layer
         # Means over space stay sums: the product is told what they are worth.
-        self._unit = torch.ones(1, gate.reduce.weight.shape[1])
+        weight = gate.reduce.weight
+        self._unit = weight.new_ones(1, weight.shape[1])
         if gate.spatial:
             self._unit[:, -channels:] = pixels
         self._part = 1 / pixels
@@ -156,7 +158,7 @@ class _Gate:
         self._limit = gate.limit
         self._encoded = gate.scale is not None
         self._average = self._reduce.vector[:, :channels] if gate.whole else None
-        self._sums = torch.empty(1, channels)
+        self._sums = weight.new_empty(1, channels)
         if gate.spatial:
             self._sums = self._reduce.vector[:, -channels:]
 
@@ -214,7 +216,7 @@ class _Step:
 
         self._pools = layer.pools
         self._skip = None if layer.skip is None else layer.skip.matrix
-        self._residual = torch.empty(out_pixels, project.weight.shape[0])
+        self._residual = project.weight.new_empty(out_pixels, project.weight.shape[0])
 
     def __call__(self, x: Tensor, run: _Run) -> Tensor:
         """Return (pixels, channels) of the same; `x` may be written over."""
@@ -272,7 +274,7 @@ class FramePlan:
             height, width = layer.depthwise.out_size(height, width)
             mixed = max(mixed, height * width * channels)
         expanded = max(expanded, height * width * len(network.head.weight))
-        memory = torch.empty(expanded), torch.empty(mixed)
+        memory = network.weight.new_empty(expanded), network.weight.new_empty(mixed)
         self._steps = [
             _Step(layer, *size, *memory)
             for layer, size in zip(network.bottlenecks, sizes, strict=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -167,6 +169,18 @@ def test_a_frame_is_computed_with_the_present_weights_at_any_size(build: Any) ->
     assert error(watch(fast, frame.double(), (1,))[0], expected) < ROUNDING[torch.float32]
     for single in (copied, fast.float()):
         assert error(watch(single, frame, (1,))[0], expected) < ROUNDING[torch.float32]
+
+
+def test_a_network_that_nobody_holds_is_gone(build: Any) -> None:
+    fast = optimize(build())
+    fast(torch.rand(1, 3, 1, 20, 24))
+    gone = weakref.ref(fast)
+    gc.disable()
+    try:
+        del fast
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_defaults_of_the_caller_do_not_matter(build: Any) -> None:

@@ -258,8 +258,9 @@ class FastMoViNet(InferenceNetwork):
             except IndexError:
                 # Another thread computes with it.
                 return self.compute(video, state)
+        video = video.to(self.weight.dtype)
         try:
-            return plan.run(video.to(self.weight.dtype), state)
+            return plan.run(video, state, self.waves(state.count, 1, video.dtype))
         finally:
             free.append(plan)
 

@@ -6,6 +6,7 @@ convolution is one matrix product and a frame is one piece of memory.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -50,6 +51,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 MANY_ROWS = 2000
 # And so it is for weights that come from memory and not from a cache.
 MANY_WEIGHTS = 120_000
+# From so many values on, its convolution is faster than PyTorch's average pool.
+MANY_POOLED = 500_000
 # From this depth on, its product that adds to another matrix is.
 MANY_COLUMNS = 128
 
@@ -769,8 +772,29 @@ class Layer(Part):
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """Average 3 x 3 pixels with stride 2, SAME; cells of the padding are not counted."""
+    """Average 3 x 3 pixels with stride 2, SAME; cells of the padding are not counted.
+
+    Args:
+        x: (frames, height, width, channels), and so is what is returned.
+    """
+    if x.numel() >= MANY_POOLED and fuses(x):
+        kernel, padding, share = _pooling(*x.shape[1:])
+        sums = torch.ops.mkldnn._convolution_pointwise(
+            x.permute(0, 3, 1, 2), kernel, None, padding, (2, 2), (1, 1), x.shape[3], "none", [], ""
+        )
+        means: Tensor = sums.permute(0, 2, 3, 1).contiguous().mul_(share)
+        return means
     # At even sizes SAME pads one side only, where the pool's ceil mode goes over the edge.
-    padding = (x.shape[1] % 2, x.shape[2] % 2)
-    y = F.avg_pool2d(x.permute(0, 3, 1, 2), 3, 2, padding, ceil_mode=True, count_include_pad=False)
+    at_edge = (x.shape[1] % 2, x.shape[2] % 2)
+    y = F.avg_pool2d(x.permute(0, 3, 1, 2), 3, 2, at_edge, ceil_mode=True, count_include_pad=False)
     return y.permute(0, 2, 3, 1).contiguous()
+
+
+@functools.lru_cache(maxsize=64)
+def _pooling(height: int, width: int, channels: int) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """Return a kernel that sums up what a pool sees, its padding, and one over the cells seen."""
+    (top, bottom), (left, right) = same_padding(height, 3, 2), same_padding(width, 3, 2)
+    ones = F.pad(torch.ones(channels, 1, 3, 3), (right - left, 0, bottom - top, 0))
+    cells = F.conv2d(torch.ones(1, 1, height, width), ones[:1], None, 2, (bottom, right))
+    share = cells.reciprocal()[0, 0, :, :, None].repeat(1, 1, channels)
+    return _pack(ones, (2, 2), channels), (bottom, right), share

@@ -127,14 +127,15 @@ def test_single_frames_are_made_ready_for_where_frames_meet_in_depthwise_convolu
     computed = []
     compute = type(fast).compute
     monkeypatch.setattr(
-        type(fast), "compute", lambda *arguments: computed.append(1) or compute(*arguments)
+        type(fast), "compute", lambda *a, **how: computed.append(1) or compute(*a, **how)
     )
     watch(fast, torch.rand(1, 3, 3, 20, 24), (1, 2))
     dense = changes.get("conv_type") == "3d" or "stem" in changes
     assert len(computed) == (2 if dense else 1)
 
 
-def test_threads_share_a_network(build: Any) -> None:
+@pytest.mark.parametrize("clip", [1, 4])
+def test_threads_share_a_network(build: Any, clip: int) -> None:
     model = build()
     fast = optimize(model)
     videos = [torch.rand(1, 3, 12, *size) for size in ((33, 46), (33, 46), (20, 31), (33, 46))]
@@ -142,9 +143,9 @@ def test_threads_share_a_network(build: Any) -> None:
     def logits(network_: Any, video: torch.Tensor) -> torch.Tensor:
         state = model.init_state(1, *video.shape[3:])
         found = []
-        for frame in video.split(1, dim=2):
+        for part in video.split(clip, dim=2):
             with torch.no_grad():
-                one, state = network_.step(frame, state)
+                one, state = network_.step(part, state)
             found.append(one)
         return torch.cat(found)
 
@@ -152,6 +153,21 @@ def test_threads_share_a_network(build: Any) -> None:
         found = list(threads.map(lambda video: logits(fast, video), videos))
     for video, one in zip(videos, found, strict=True):
         assert error(one, logits(model, video)) < ROUNDING[torch.float32]
+
+
+@pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
+@pytest.mark.parametrize("frames", [1, 5])
+def test_what_is_returned_stays_as_it_is(
+    build: Any, mode: str, changes: dict[str, Any], frames: int
+) -> None:
+    fast = optimize(build(mode, **changes))
+    state = hold(fast.init_state(1, 20, 24)) if mode == "stream" else None
+    logits, after = fast.run(torch.rand(1, 3, frames, 20, 24), state)
+    kept = [logits, *(after.flat() if after else ())]
+    before = [value.clone() for value in kept]
+    for value in (0.0, 1.0):
+        fast.run(torch.full((1, 3, frames, 20, 24), value), state)
+    assert all(map(torch.equal, kept, before))
 
 
 def test_a_frame_is_computed_with_the_present_weights_at_any_size(build: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from movinet_port.errors import SpecError, StateError
 from movinet_port.fast.fold import Folded
-from movinet_port.fast.parts import Layer, Part, Pass, Pointwise, StreamConv, Tap, fuses
+from movinet_port.fast.parts import Layer, Part, Pass, Pointwise, Room, StreamConv, Tap, fuses
 from movinet_port.fast.state import Held, hold
 from movinet_port.layers import at_least_float32
 from movinet_port.model import (
@@ -187,6 +187,8 @@ class FastMoViNet(InferenceNetwork):
         self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
         # (height, width) -> what single frames are computed with, or nothing while it is in use.
         self._plans: dict[tuple[int, int], list[FramePlan]] = {}
+        # What clips are computed in, or nothing while it is in use.
+        self._rooms: list[Room] = []
         self.register_load_state_dict_post_hook(_prepare_again)
         self.prepare()
         self.eval()
@@ -194,7 +196,8 @@ class FastMoViNet(InferenceNetwork):
     def prepare(self) -> None:
         """Reach for the layers."""
         self._waves.clear()
-        self._plans = {}
+        self._plans.clear()
+        self._rooms.clear()
         self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
         self._can_plan = (
             self.spec.causal
@@ -206,7 +209,7 @@ class FastMoViNet(InferenceNetwork):
         self.weight = self.output.weight
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}}
+        return {**self.__dict__, "_plans": {}, "_rooms": []}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
         super()._apply(fn, recurse)
@@ -239,7 +242,18 @@ class FastMoViNet(InferenceNetwork):
             alone = video.shape[0] == video.shape[2] == 1 and tap is None
             if alone and state is not None and self._can_plan and fuses(self.weight):
                 return self._next_frame(video, state)
-            return self.compute(video, state, tap)
+            if tap is not None:
+                # Who watches may keep what is seen.
+                return self.compute(video, state, tap)
+            # Taken out while it computes: another thread computes in memory of its own.
+            try:
+                room = self._rooms.pop()
+            except IndexError:
+                room = Room()
+            try:
+                return self.compute(video, state, room=room)
+            finally:
+                self._rooms[:] = [room]
 
     def _next_frame(self, video: Tensor, state: Held) -> tuple[Tensor, Held | None]:
         """Compute `run` for one frame of one video."""
@@ -265,12 +279,16 @@ class FastMoViNet(InferenceNetwork):
             free.append(plan)
 
     def compute(
-        self, video: Tensor, state: Held | None, tap: Tap | None = None
+        self,
+        video: Tensor,
+        state: Held | None,
+        tap: Tap | None = None,
+        room: Room | None = None,
     ) -> tuple[Tensor, Held | None]:
         """Compute `run`; for a compiler, with operations that it makes the most of."""
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
-        run = Pass(video.shape[0], video.shape[2], state, wide, tap)
+        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room)
         if state is not None:
             run.waves = self.waves(state.count, run.frames, video.dtype)
         # A view for one frame, and for one video.

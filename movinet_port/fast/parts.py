@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -64,8 +65,38 @@ STRIP_BYTES = 640 << 10
 # The most that a piece of a clip's expanded frames takes.
 CACHED_BYTES = 4 << 20
 
+# The most that is kept of each piece of memory from one clip to the next.
+ROOM_BYTES = 64 << 20
+
 # What oneDNN calls the activations that it computes together with a convolution.
 _FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}
+
+
+class Room:
+    """Memory to compute a clip in, kept for the next one.
+
+    The system clears fresh memory page by page when it is first touched, which takes as long as a
+    convolution does.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return memory whose content is whatever was left in it.
+
+        Args:
+            name: what it is for. Whoever takes it next under this name writes it over.
+            like: a tensor of the same type.
+            shape: of what is returned.
+        """
+        size = math.prod(shape)
+        if size * like.element_size() > ROOM_BYTES:
+            return like.new_empty(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < size or kept.dtype != like.dtype:
+            kept = self._kept[name] = like.new_empty(size)
+        return kept[:size].view(*shape)
 
 
 class Pass:
@@ -76,6 +107,7 @@ class Pass:
         state: of a stream, or None for a base network.
         dtype: in which sums over a video are kept.
         tap: see `Tap`; None for nobody watching.
+        room: where to compute; by default in fresh memory.
     """
 
     def __init__(
@@ -85,7 +117,9 @@ class Pass:
         state: Held | None,
         dtype: torch.dtype,
         tap: Tap | None = None,
+        room: Room | None = None,
     ) -> None:
+        self.room = room or Room()
         self.traced = torch.compiler.is_compiling()
         self.batch = batch
         self.frames = frames
@@ -126,7 +160,7 @@ class Pass:
 
 
 # Attributes that `Part.prepare` makes.
-_DERIVED = ("packed", "laid_out", "layouts", "matrices", "steps")
+_DERIVED = ("packed", "laid_out", "layouts", "unpadded", "matrices", "steps")
 
 
 class Part(nn.Module):
@@ -258,6 +292,7 @@ class StreamConv(Part):
         self.temporal_taps = () if temporal is None else temporal.unbind(0)
         self.temporal_constant = self._buffers["temporal_bias"]
         self.layouts: dict[tuple[int, int], _Spatial] = {}
+        self.unpadded: Tensor | None = None
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """Return the activations of the clip; the frames for the next one go to `run`.
@@ -267,7 +302,10 @@ class StreamConv(Part):
             run: the pass.
         """
         if not self.splits:
-            x = self._spatial(self._windows(x, run), run)
+            if self.groups == self.taps == 1 and len(x) > 1 and fuses(x):
+                x = self._frame_by_frame(x, run)
+            else:
+                x = self._spatial(self._windows(x, run), run)
             return x if run.tap is None else run.see(f"{self.name}.activation", x)
         x = self._spatial([(x, 0)], run)
         if run.tap is not None:
@@ -298,7 +336,7 @@ class StreamConv(Part):
         taps = 1 if self.splits else self.taps
         kernels, packed, padding = self.layout(*x.shape[1:3])
         height, width = self.out_size(*x.shape[1:3])
-        y = x.new_empty(frames * batch, height, width, self.spatial_out)
+        y = run.room.take("mixed", x, (frames * batch, height, width, self.spatial_out))
         means = []
         started = finished = 0
         for first in range(0, frames, size):
@@ -328,6 +366,37 @@ class StreamConv(Part):
                 means.append(done.flatten(1, 2).mean(1, dtype=run.dtype))
                 finished = complete
         return y, torch.cat(means)
+
+    def _frame_by_frame(self, x: Tensor, run: Pass) -> Tensor:
+        """Convolve frames of a video, whose channels are apart, some at a time.
+
+        oneDNN wants channels together. That copy pads too, so the kernel need not grow.
+        """
+        height, width, channels = x.shape[1:]
+        (top, bottom), (left, right) = self._pads(height, width)
+        padded = top + height + bottom, left + width + right
+        size = max(1, CACHED_BYTES // 2 // (x[0].numel() * x.element_size()))
+        piece = x.new_zeros(min(size, len(x)), *padded, channels)
+        inside = piece[:, top : top + height, left : left + width]
+        if self.unpadded is None:
+            self.unpadded = _pack(self.kernels[0], self.stride, self.groups)
+        y = run.room.take("stem", x, (len(x), *self.out_size(height, width), self.spatial_out))
+        for seen, out in zip(x.split(size), y.split(size), strict=True):
+            inside[: len(seen)].copy_(seen)
+            found = torch.ops.mkldnn._convolution_pointwise(
+                piece[: len(seen)].permute(0, 3, 1, 2),
+                self.unpadded,
+                self.constant,
+                (0, 0),
+                self.stride,
+                (1, 1),
+                self.groups,
+                self.fused,
+                [],
+                "",
+            )
+            out.copy_(found.permute(0, 2, 3, 1))
+        return y if self.fused != "none" else self.activation(y)
 
     def _windows(self, x: Tensor, run: Pass) -> list[tuple[Tensor, int]]:
         """Return for each temporal tap the frames it reads, and the first frame it reads them for.

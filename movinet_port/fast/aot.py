@@ -24,6 +24,7 @@ import torch
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError
 from movinet_port.fast.graph import OPTIONS, PRODUCTS, Graph, GraphNetwork
 from movinet_port.fast.kernels import own_products
+from movinet_port.fast.native import layer_kernel
 from movinet_port.fast.network import FastMoViNet
 from movinet_port.fast.state import hold
 from movinet_port.files import whole_file
@@ -122,24 +123,27 @@ def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, in
     state = []
     if network.spec.causal:
         state = hold(network.init_state(batch, height, width)).flat()
+    kernel = layer_kernel(network)
     with torch.no_grad():
         try:
-            program = torch.export.export(Graph(network), (video, *state), strict=False)
+            program = torch.export.export(Graph(network, kernel), (video, *state), strict=False)
 
             def write(options: Mapping[str, Any]) -> None:
+                options = {**OPTIONS, **options}
+                if kernel is not None:
+                    options.update(kernel.options())
                 aoti_compile_and_package(
-                    program, package_path=str(package), inductor_configs=dict(options)
+                    program, package_path=str(package), inductor_configs=options
                 )
 
-            own = {} if network.dtype == torch.float64 else PRODUCTS
             try:
                 with own_products():
-                    write({**OPTIONS, **own})
+                    write({} if network.dtype == torch.float64 else PRODUCTS)
             except InductorError as error:
                 if "NoValidChoices" not in str(error):
                     raise
                 # A product that Inductor has no code for on this CPU.
-                write(OPTIONS)
+                write({})
         except InvalidCxxCompiler as error:
             raise CompileError(
                 "cannot compile: no C++ compiler is found; install g++, or name one with the "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from movinet_port.fast.parts import Pointwise
 from movinet_port.fast.state import Held, Layout, hold
 from movinet_port.model import check_video, init_state
 from movinet_port.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from movinet_port.fast.native import LayerKernel
 
 # What Inductor's matrix products compute at a time.
 _COLUMNS = 16
@@ -38,17 +41,23 @@ def layout_of(spec: ModelSpec) -> Layout | None:
 
 
 class Graph(nn.Module):
-    """The optimised network as a function of tensors; see `GraphFunction`."""
+    """The optimised network as a function of tensors; see `GraphFunction`.
 
-    def __init__(self, network: FastMoViNet) -> None:
+    Args:
+        network: the optimised network.
+        kernel: computes the layers that it takes, in a package.
+    """
+
+    def __init__(self, network: FastMoViNet, kernel: LayerKernel | None = None) -> None:
         super().__init__()
+        self.kernel = kernel
         self.network = widened(network)
         self.layout = layout_of(network.spec)
 
     def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return logits, the newest frames, the pools and the count."""
         held = None if self.layout is None else self.layout.apart(state)
-        logits, after = self.network.compute(video, held)
+        logits, after = self.network.compute(video, held, kernel=self.kernel)
         if after is None:
             return (logits,)
         new = [

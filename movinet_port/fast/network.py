@@ -24,6 +24,7 @@ from movinet_port.spec import ModelSpec
 
 if TYPE_CHECKING:
     from movinet_port.fast.frame import FramePlan
+    from movinet_port.fast.native import LayerKernel
 
 # For how many sizes of single frames a network is kept ready. Each takes as much memory as the
 # weights do.
@@ -284,11 +285,12 @@ class FastMoViNet(InferenceNetwork):
         state: Held | None,
         tap: Tap | None = None,
         room: Room | None = None,
+        kernel: LayerKernel | None = None,
     ) -> tuple[Tensor, Held | None]:
         """Compute `run`; for a compiler, with operations that it makes the most of."""
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
-        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room)
+        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room, kernel)
         if state is not None:
             run.waves = self.waves(state.count, run.frames, video.dtype)
         # A view for one frame, and for one video.

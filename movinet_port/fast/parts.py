@@ -11,7 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from movinet_port.fast.fold import FoldedConv, FoldedGate, FoldedLayer, Matrix
 from movinet_port.fast.state import Held
 from movinet_port.layers import legacy_padding, same_padding
 from movinet_port.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from movinet_port.fast.native import LayerKernel
 
 # Called with the canonical name of an activation and its value in the readable network's shape;
 # returns the value to go on with.
@@ -108,6 +111,7 @@ class Pass:
         dtype: in which sums over a video are kept.
         tap: see `Tap`; None for nobody watching.
         room: where to compute; by default in fresh memory.
+        kernel: computes the layers that it takes, in a package.
     """
 
     def __init__(
@@ -118,8 +122,10 @@ class Pass:
         dtype: torch.dtype,
         tap: Tap | None = None,
         room: Room | None = None,
+        kernel: LayerKernel | None = None,
     ) -> None:
         self.room = room or Room()
+        self.kernel = kernel
         self.traced = torch.compiler.is_compiling()
         self.batch = batch
         self.frames = frames
@@ -289,6 +295,7 @@ class StreamConv(Part):
         self.cells = [kernel[:, 0].permute(1, 2, 0).contiguous() for kernel in self.kernels]
         self.spatial_out = spatial.shape[1]
         self.constant = self._buffers["bias"]
+        self.temporal_matrix = temporal
         self.temporal_taps = () if temporal is None else temporal.unbind(0)
         self.temporal_constant = self._buffers["temporal_bias"]
         self.layouts: dict[tuple[int, int], _Spatial] = {}
@@ -373,7 +380,7 @@ class StreamConv(Part):
         oneDNN wants channels together. That copy pads too, so the kernel need not grow.
         """
         height, width, channels = x.shape[1:]
-        (top, bottom), (left, right) = self._pads(height, width)
+        (top, bottom), (left, right) = self.pads(height, width)
         padded = top + height + bottom, left + width + right
         size = max(1, CACHED_BYTES // 2 // (x[0].numel() * x.element_size()))
         piece = x.new_zeros(min(size, len(x)), *padded, channels)
@@ -507,7 +514,7 @@ class StreamConv(Part):
             The activations, as `forward` does.
         """
         height, width = x.shape[1:3]
-        (top, _), (left, right) = self._pads(height, width)
+        (top, _), (left, right) = self.pads(height, width)
         out, _ = self.out_size(height, width)
         count = min(-(-self.expanded_bytes(x) // STRIP_BYTES), out)
         constant = self.constant
@@ -533,7 +540,7 @@ class StreamConv(Part):
     def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
         """Compute `_spatial` so that a compiler can fuse it with what is around it."""
         height, width = windows[0][0].shape[1:3]
-        (top, bottom), (left, right) = self._pads(height, width)
+        (top, bottom), (left, right) = self.pads(height, width)
         kernels, _, padding = self._layout(height, width)
         frames = max(x.shape[0] for x, _ in windows)
         total: Tensor | None = self.constant
@@ -583,7 +590,7 @@ class StreamConv(Part):
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of what frames of this size become."""
-        (top, bottom), (left, right) = self._pads(height, width)
+        (top, bottom), (left, right) = self.pads(height, width)
         padded = height + top + bottom, width + left + right
         rows, columns = (
             (n - kernel) // stride + 1
@@ -592,7 +599,7 @@ class StreamConv(Part):
         return rows, columns
 
     def _layout(self, height: int, width: int) -> _Spatial:
-        (top, bottom), (left, right) = self._pads(height, width)
+        (top, bottom), (left, right) = self.pads(height, width)
         # Where SAME pads one cell more after than before, a zero in front of the kernel and equal
         # padding do the same, without a padded copy of the input.
         grow = bottom - top, right - left
@@ -602,7 +609,8 @@ class StreamConv(Part):
             kernels = [_pack(kernel, self.stride, self.groups) for kernel in kernels]
         return kernels, packs, (bottom, right)
 
-    def _pads(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def pads(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the cells before and after the height, and the width, of frames of this size."""
         if self.legacy:
             return legacy_padding(self.kernel[0]), legacy_padding(self.kernel[1])
         return (
@@ -777,6 +785,12 @@ class Layer(Part):
             x: (frames * batch, height, width, channels), and so is what is returned.
             run: the pass.
         """
+        if run.kernel is not None and run.kernel.takes(self, x, run):
+            residual = x.view(-1, x.shape[3])
+            if self.skip is not None:
+                pooled = average_pool(x) if self.pools else x
+                residual = self.skip(pooled.view(-1, x.shape[3]))
+            return run.kernel.compute(self, x, residual, run)
         expand, depthwise, gate_of, skip = self.steps
         rows = x.view(-1, x.shape[3])
         means: Tensor | None = None

@@ -1,0 +1,466 @@
+// A bottleneck of a stream for one new frame of one video, in one go. A compiler makes a dozen loops
+// of it, with a barrier behind each, and writes the expanded frame and reads it again in between.
+// Here a row is expanded when the convolution comes to it, and is in the cache then.
+//
+// This becomes part of a package's own code: see native.py, which says how many LANES there are.
+
+namespace movinet_port {
+namespace {
+
+// Where a package calls its kernels, the compiler is told to hurry.
+#define INLINE inline __attribute__((always_inline))
+
+typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+constexpr int64_t kKernel = 8;  // the highest kernel
+constexpr int64_t kHeld = 6;    // the most frames that are held
+// Rows of a product that are computed at a time. Of two vectors of columns, and of few rows four,
+// the sums fill the registers: 32 with AVX-512, else 16.
+constexpr int kRows = LANES == 16 ? 14 : 6, kFewRows = LANES == 16 ? 7 : 2;
+
+enum Activation { kNone, kHardSwish, kRelu, kRelu6 };
+
+INLINE int64_t ceil_divide(int64_t n, int64_t by) { return (n + by - 1) / by; }
+INLINE Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+INLINE void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
+
+template <Activation kind>
+INLINE Vector activate(Vector x) {
+    const Vector zero = {};
+    if constexpr (kind == kHardSwish) {
+        Vector gate = x * (1.0f / 6.0f) + 0.5f;
+        gate = gate > zero ? gate : zero;
+        gate = gate < zero + 1.0f ? gate : zero + 1.0f;
+        return x * gate;
+    } else if constexpr (kind == kNone) {
+        return x;
+    } else {
+        x = x > zero ? x : zero;
+        if constexpr (kind == kRelu6) x = x < zero + 6.0f ? x : zero + 6.0f;
+        return x;
+    }
+}
+
+template <Activation kind>
+INLINE float activate(float x) {
+    Vector all = {};
+    all[0] = x;
+    return activate<kind>(all)[0];
+}
+
+struct Layer {
+    // What comes in, (height, width, inputs), and what is added to what goes out, (out_height,
+    // out_width, outputs).
+    const float *x, *residual;
+    int64_t height, width, inputs, out_height, out_width, outputs;
+    // Expansion, the matrix laid out as `Product` wants it.
+    const float *expansion, *expansion_bias;
+    int64_t channels;
+    // Depthwise convolution over space: (kernel height, kernel width, channels).
+    const float *cells, *bias;
+    int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
+    // And over time, oldest frame first: (frames + 1, channels); `mixed` is the new frame, to be
+    // held. Without it `frames` is 0.
+    const float* held[kHeld];
+    int64_t frames;
+    const float *taps, *temporal_bias;
+    float *mixed, *convolved;
+    // Squeeze-excitation of vectors of `squeezed` numbers; 0 without one.
+    const float *pool, *part, *wave, *reduce, *reduce_bias, *expand, *expand_bias;
+    int64_t squeezed, hidden, spatial, whole;
+    float limit;  // of the gate; below 0 for a sigmoid
+    float* total;
+    // Projection, laid out as `Product` wants it.
+    const float* projection;
+    float* out;
+};
+
+// A matrix product: out = start + a * b, activated or not. `b` is laid out by vectors of its
+// columns, (vectors, depth, LANES), of which the last may overlap the one before.
+struct Product {
+    const float* a;
+    int64_t a_row;  // from row to row
+    const float* b;
+    int64_t depth;
+    const float* start;
+    int64_t start_row;
+    float* out;
+    int64_t out_row;
+};
+
+template <Activation kind, int rows, int vectors>
+inline void multiply_block(Product p, const int64_t* columns) {
+    Vector y[rows][vectors];
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) y[row][v] = load(p.start + row * p.start_row + columns[v]);
+    const int64_t next = p.depth * LANES;
+    for (int64_t k = 0; k < p.depth; ++k) {
+        Vector b[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) b[v] = load(p.b + v * next + k * LANES);
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; ++row) {
+            const float a = p.a[row * p.a_row + k];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) y[row][v] += a * b[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v)
+            store(p.out + row * p.out_row + columns[v], activate<kind>(y[row][v]));
+}
+
+// Some rows of a product, from one vector of its columns to another.
+template <Activation kind, int rows>
+inline void multiply_rows(const Product& p, int64_t first, int64_t last, int64_t columns) {
+    for (int64_t vector = first; vector < last;) {
+        Product part = p;
+        part.b += vector * p.depth * LANES;
+        int64_t at[4];
+        for (int64_t v = 0; v < 4; ++v) {
+            at[v] = (vector + v) * LANES;
+            if (at[v] + LANES > columns) at[v] = columns - LANES;
+        }
+        const int64_t left = last - vector;
+        if constexpr (rows <= kFewRows) {
+            if (left >= 4) {
+                multiply_block<kind, rows, 4>(part, at);
+                vector += 4;
+                continue;
+            }
+        }
+        if (left >= 2) {
+            multiply_block<kind, rows, 2>(part, at);
+            vector += 2;
+        } else {
+            multiply_block<kind, rows, 1>(part, at);
+            ++vector;
+        }
+    }
+}
+
+template <Activation kind, int most>
+INLINE void multiply_some(const Product& p, int64_t rows, int64_t first, int64_t last,
+                          int64_t columns) {
+    if constexpr (most > 0) {
+        if (rows == most) return multiply_rows<kind, most>(p, first, last, columns);
+        multiply_some<kind, most - 1>(p, rows, first, last, columns);
+    }
+}
+
+template <Activation kind>
+inline void multiply(Product p, int64_t rows, int64_t first, int64_t last, int64_t columns) {
+    for (int64_t blocks = ceil_divide(rows, kRows); blocks > 0; --blocks) {
+        const int64_t now = ceil_divide(rows, blocks);
+        multiply_some<kind, kRows>(p, now, first, last, columns);
+        p.a += now * p.a_row;
+        p.start += now * p.start_row;
+        p.out += now * p.out_row;
+        rows -= now;
+    }
+}
+
+// What a thread convolves: rows of the output, and channels.
+struct Share {
+    int64_t first_row, last_row, first_channel, last_channel;
+};
+
+// Deal out rows or channels, whichever goes up more evenly.
+INLINE Share share_of(const Layer& l, int64_t thread, int64_t threads) {
+    const int64_t vectors = ceil_divide(l.channels, LANES);
+    const int64_t rows_each = ceil_divide(l.out_height, threads);
+    const int64_t vectors_each = ceil_divide(vectors, threads);
+    if (rows_each * vectors <= vectors_each * l.out_height)
+        return {l.out_height * thread / threads, l.out_height * (thread + 1) / threads, 0,
+                l.channels};
+    const int64_t first = vectors * thread / threads, last = vectors * (thread + 1) / threads;
+    if (first == last) return {0, 0, 0, 0};
+    if (last < vectors) return {0, l.out_height, first * LANES, last * LANES};
+    // The last vector is a whole one; what it has in common with the one before is computed twice.
+    const int64_t start = first * LANES;
+    return {0, l.out_height, start < l.channels - LANES ? start : l.channels - LANES, l.channels};
+}
+
+// For each vector of some channels, LANES or more; the last one may overlap the one before.
+template <typename Body>
+INLINE void for_vectors(int64_t first, int64_t last, const Body& body) {
+    for (; first + LANES <= last; first += LANES) body(first);
+    if (first < last) body(last - LANES);
+}
+
+// A row of the frame, expanded and padded.
+template <Activation kind>
+inline void expand_row(const Layer& l, Share share, int64_t row, int64_t wide, float* to) {
+    const int64_t width = share.last_channel - share.first_channel;
+    if (row < 0 || row >= l.height) {
+        std::memset(to, 0, sizeof(float) * width * wide);
+        return;
+    }
+    // What is left and right of the frame is zero from the beginning.
+    const int64_t end = l.left + l.width < wide ? l.left + l.width : wide;
+    Product p;
+    p.a = l.x + row * l.width * l.inputs;
+    p.a_row = l.inputs;
+    p.b = l.expansion;
+    p.depth = l.inputs;
+    p.start = l.expansion_bias;
+    p.start_row = 0;
+    p.out = to + l.left * width - share.first_channel;
+    p.out_row = width;
+    multiply<kind>(p, end - l.left, ceil_divide(share.first_channel, LANES),
+                   ceil_divide(share.last_channel, LANES), l.channels);
+}
+
+// A few pixels of a row, convolved over space.
+template <Activation kind, int pixels>
+INLINE void convolve(const Layer& l, const float* const* rows, int64_t width, const float* cell,
+                     Vector bias, float* to) {
+    Vector y[pixels];
+#pragma GCC unroll 8
+    for (int p = 0; p < pixels; ++p) y[p] = bias;
+    const int64_t step = l.stride_width * width;
+    for (int64_t row = 0; row < l.kernel_height; ++row) {
+        const float* seen = rows[row];
+        for (int64_t column = 0; column < l.kernel_width; ++column) {
+            const Vector weight = load(cell);
+#pragma GCC unroll 8
+            for (int p = 0; p < pixels; ++p) y[p] += weight * load(seen + p * step);
+            cell += l.channels;
+            seen += width;
+        }
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < pixels; ++p) store(to + p * l.channels, activate<kind>(y[p]));
+}
+
+// A row of the output, convolved over space. The layer is copied, so that the compiler knows that
+// nobody writes to it.
+template <Activation kind>
+inline void convolve_row(const Layer l, Share share, const float* const* padded, float* to) {
+    const int64_t width = share.last_channel - share.first_channel;
+    for_vectors(0, width, [&](int64_t channel) {
+        const float* rows[kKernel];
+        for (int64_t row = 0; row < l.kernel_height; ++row) rows[row] = padded[row] + channel;
+        const float* cell = l.cells + share.first_channel + channel;
+        const Vector bias = load(l.bias + share.first_channel + channel);
+        float* out = to + share.first_channel + channel;
+        const auto move = [&](int64_t pixels) {
+            out += pixels * l.channels;
+            for (int64_t row = 0; row < l.kernel_height; ++row)
+                rows[row] += pixels * l.stride_width * width;
+        };
+        int64_t left = l.out_width;
+        for (; left >= 8; left -= 8, move(8)) convolve<kind, 8>(l, rows, width, cell, bias, out);
+        if (left & 4) convolve<kind, 4>(l, rows, width, cell, bias, out), move(4);
+        if (left & 2) convolve<kind, 2>(l, rows, width, cell, bias, out), move(2);
+        if (left & 1) convolve<kind, 1>(l, rows, width, cell, bias, out);
+    });
+}
+
+// A row of the output: convolved over time if it is, and added to the sums of its channels.
+template <Activation kind, int frames>
+inline void finish_row(const Layer l, Share share, int64_t row, float* sums) {
+    for (int64_t column = 0; column < l.out_width; ++column) {
+        const int64_t pixel = (row * l.out_width + column) * l.channels;
+        for_vectors(share.first_channel, share.last_channel, [&](int64_t channel) {
+            Vector y;
+            if constexpr (frames > 0) {
+                const float* tap = l.taps + channel;
+                y = load(l.temporal_bias + channel);
+#pragma GCC unroll 8
+                for (int frame = 0; frame < frames; ++frame, tap += l.channels)
+                    y += load(tap) * load(l.held[frame] + pixel + channel);
+                y = activate<kind>(y + load(tap) * load(l.mixed + pixel + channel));
+                store(l.convolved + pixel + channel, y);
+            } else {
+                y = load(l.convolved + pixel + channel);
+            }
+            // By vectors, because the last one may overlap.
+            float* const sum = sums + ceil_divide(channel, LANES) * LANES;
+            store(sum, load(sum) + y);
+        });
+    }
+}
+
+template <Activation kind, int most>
+INLINE void finish_row_of(const Layer& l, Share share, int64_t row, float* sums) {
+    if (l.frames == most) return finish_row<kind, most>(l, share, row, sums);
+    if constexpr (most > 0) finish_row_of<kind, most - 1>(l, share, row, sums);
+}
+
+INLINE int64_t padded_width(const Layer& l) {
+    return (l.out_width - 1) * l.stride_width + l.kernel_width;
+}
+
+// A thread's share of the expansion and both convolutions.
+//
+// rows: (kernel height, padded width, channels), zero: as many rows as the kernel sees, of which
+//     each takes the place of one that is seen no more.
+template <Activation kind>
+inline void convolve_share(const Layer& l, Share share, float* rows, float* sums) {
+    const int64_t wide = padded_width(l);
+    const int64_t size = wide * (share.last_channel - share.first_channel);
+    const auto place = [&](int64_t row) { return rows + (row + l.top) % l.kernel_height * size; };
+    float* const mixed = l.frames ? l.mixed : l.convolved;
+    int64_t next = -l.top;
+    for (int64_t row = share.first_row; row < share.last_row; ++row) {
+        const int64_t first = row * l.stride_height - l.top, last = first + l.kernel_height;
+        if (next < first) next = first;
+        for (; next < last; ++next) expand_row<kind>(l, share, next, wide, place(next));
+        const float* seen[kKernel];
+        for (int64_t i = 0; i < l.kernel_height; ++i) seen[i] = place(first + i);
+        convolve_row<kind>(l, share, seen, mixed + row * l.out_width * l.channels);
+        finish_row_of<kind, kHeld>(l, share, row, sums);
+    }
+}
+
+INLINE float add_up(Vector x) {
+    float lanes[LANES];
+    store(lanes, x);
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+// A few rows of a matrix times a vector.
+template <int rows>
+INLINE void dot(const float* matrix, const float* vector, int64_t columns, float* out) {
+    Vector sums[rows] = {};
+    int64_t column = 0;
+    for (; column + LANES <= columns; column += LANES) {
+        const Vector x = load(vector + column);
+#pragma GCC unroll 4
+        for (int row = 0; row < rows; ++row) sums[row] += x * load(matrix + row * columns + column);
+    }
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; ++row) out[row] = add_up(sums[row]);
+    for (; column < columns; ++column)
+        for (int row = 0; row < rows; ++row)
+            out[row] += matrix[row * columns + column] * vector[column];
+}
+
+// A thread's share of the rows of a matrix times a vector; `finish` takes each row's product.
+template <typename Finish>
+INLINE void dot_rows(const float* matrix, const float* vector, int64_t rows, int64_t columns,
+                     int64_t thread, int64_t threads, const Finish& finish) {
+    const int64_t last = rows * (thread + 1) / threads;
+    float out[4];
+    for (int64_t row = rows * thread / threads; row < last;) {
+        const int64_t now = last - row < 4 ? 1 : 4;
+        if (now == 4)
+            dot<4>(matrix + row * columns, vector, columns, out);
+        else
+            dot<1>(matrix + row * columns, vector, columns, out);
+        for (int64_t i = 0; i < now; ++i) finish(row + i, out[i]);
+        row += now;
+    }
+}
+
+// The vector that is squeezed. Every thread makes its own; the first one keeps the sums for the
+// next frame.
+inline void pool(const Layer& l, const float* sums, int64_t thread, int64_t threads, float* value) {
+    const int64_t vectors = ceil_divide(l.channels, LANES), summed = vectors * LANES;
+    const float share = 1.0f / static_cast<float>(l.out_height * l.out_width);
+    for (int64_t channel = 0; channel < l.channels; ++channel) {
+        // The last vector ends with the last channel.
+        const int64_t rest = channel < summed - LANES ? 0 : summed - l.channels;
+        float mean = 0;
+        for (int64_t other = 0; other < threads; ++other)
+            mean += sums[other * summed + channel + rest];
+        mean *= share;
+        value[channel] = mean;
+        if (l.whole) {
+            const float total = l.pool[channel] + mean;
+            if (thread == 0) l.total[channel] = total;
+            if (l.spatial) value[l.channels + channel] = mean;
+            value[channel] = total * *l.part;
+        }
+    }
+    if (l.wave)
+        for (int64_t i = 0; i < l.squeezed; ++i) value[i] += l.wave[i];
+}
+
+// A thread's share of the projection, of channels that are gated, or are not.
+//
+// gated: (kRows, channels), to compute in.
+inline void project(const Layer& l, const float* gates, int64_t thread, int64_t threads,
+                    float* gated) {
+    const int64_t cells = l.out_height * l.out_width;
+    const int64_t last = cells * (thread + 1) / threads;
+    for (int64_t first = cells * thread / threads; first < last;) {
+        const int64_t rows = ceil_divide(last - first, ceil_divide(last - first, kRows));
+        Product p;
+        p.a = l.convolved + first * l.channels;
+        p.a_row = l.channels;
+        if (gates) {
+            for (int64_t row = 0; row < rows; ++row) {
+                const float* const from = p.a + row * l.channels;
+                float* const to = gated + row * l.channels;
+                for_vectors(0, l.channels, [=](int64_t channel) {
+                    store(to + channel, load(from + channel) * load(gates + channel));
+                });
+            }
+            p.a = gated;
+        }
+        p.b = l.projection;
+        p.depth = l.channels;
+        p.start = l.residual + first * l.outputs;
+        p.start_row = l.outputs;
+        p.out = l.out + first * l.outputs;
+        p.out_row = l.outputs;
+        multiply<kNone>(p, rows, 0, ceil_divide(l.outputs, LANES), l.outputs);
+        first += rows;
+    }
+}
+
+template <Activation kind>
+void compute(Layer l) {
+    const int64_t summed = ceil_divide(l.channels, LANES) * LANES;
+    const int64_t all = omp_get_max_threads();
+    // For each thread the rows that are convolved, then what is gated; and the value squeezed.
+    const int64_t rows = l.kernel_height * padded_width(l) * l.channels;
+    const int64_t gated = kRows * l.channels;
+    const int64_t own = (rows > gated ? rows : gated) + l.squeezed;
+    // For all of them the sums of each, the hidden layer of the gate, the gates, and the frame.
+    const int64_t cells = l.out_height * l.out_width;
+    const int64_t common = all * summed + l.hidden + l.channels + cells * l.channels;
+    const std::unique_ptr<float[]> memory(new float[all * own + common]);
+    float* const sums = memory.get() + all * own;
+    float* const hidden = sums + all * summed;
+    float* const gates = hidden + l.hidden;
+    l.convolved = gates + l.channels;
+#pragma omp parallel
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        float* const room = memory.get() + thread * own;
+        float* const value = room + own - l.squeezed;
+        std::memset(room, 0, sizeof(float) * rows);
+        std::memset(sums + thread * summed, 0, sizeof(float) * summed);
+        convolve_share<kind>(l, share_of(l, thread, threads), room, sums + thread * summed);
+#pragma omp barrier
+        if (l.squeezed) {
+            pool(l, sums, thread, threads, value);
+            dot_rows(l.reduce, value, l.hidden, l.squeezed, thread, threads,
+                     [&](int64_t row, float sum) {
+                         hidden[row] = activate<kind>(sum + l.reduce_bias[row]);
+                     });
+#pragma omp barrier
+            dot_rows(l.expand, hidden, l.channels, l.hidden, thread, threads,
+                     [&](int64_t row, float sum) {
+                         const float x = sum + l.expand_bias[row];
+                         gates[row] = l.limit < 0 ? 1 / (1 + std::exp(-x))
+                                                  : std::fmin(std::fmax(x, 0.0f), l.limit);
+                     });
+#pragma omp barrier
+        }
+        project(l, l.squeezed ? gates : nullptr, thread, threads, room);
+    }
+}
+
+}  // namespace
+}  // namespace movinet_port

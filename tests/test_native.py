@@ -1,0 +1,136 @@
+"""The layers of packages that are computed by C++ of the project's own."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import movinet_port
+from movinet_port import MoViNet
+from movinet_port.fast import aot, native
+from movinet_port.fast.optimize import fold_network
+from movinet_port.fast.parts import Pass
+from movinet_port.fast.state import hold
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64")
+    or not any(shutil.which(name) for name in ("c++", "g++", "clang++")),
+    reason="for x86, with a C++ compiler",
+)
+
+# Gates, activations, and sizes for which rows or channels are dealt out; with vectors of 16 lanes,
+# as AVX-512 has them, and of 8.
+NETWORKS: list[tuple[int, dict[str, Any], tuple[int, int]]] = [
+    (16, {}, (37, 46)),
+    (16, {"se_type": "none", "activation": "relu"}, (64, 130)),
+    (
+        8,
+        {
+            "se_type": "2d",
+            "activation": "relu6",
+            "gate": "sigmoid",
+            "positional_encoding": True,
+        },
+        (51, 33),
+    ),
+]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give back the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("lanes", "changes", "size"), NETWORKS)
+def test_layers_in_cpp_give_the_logits_and_states_of_the_readable_network(
+    lanes: int,
+    changes: dict[str, Any],
+    size: tuple[int, int],
+    mini_spec: Callable[..., Any],
+    randomised: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[bool] = []
+    takes = native.LayerKernel.takes
+
+    def record(*arguments: Any) -> bool:
+        taken.append(takes(*arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(native.LayerKernel, "takes", record)
+    monkeypatch.setattr(
+        aot, "layer_kernel", lambda network: native.LayerKernel(lanes, network.spec.activation)
+    )
+    model = randomised(MoViNet(mini_spec("stream", **changes)))
+    aot.compile_package(fold_network(model), tmp_path / "mini.pt2", size=size)
+    assert taken
+    assert all(taken)
+    package = movinet_port.load(tmp_path / "mini.pt2")
+    frames = torch.rand(6, 1, 3, 1, *size)
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        state = expected = model.init_state(1, *size)
+        for frame in frames:
+            with torch.no_grad():
+                logits, state = package.step(frame, state)
+                right, expected = model.step(frame, expected)
+            assert largest_error(logits, right) < 2e-5
+            assert max(largest_error(state[name], expected[name]) for name in expected) < 2e-5
+
+
+def test_what_the_cpp_does_not_cover_is_left_to_inductor(
+    mini_spec: Callable[..., Any], randomised: Callable[..., Any]
+) -> None:
+    def takes(lanes: int = 16, frames: int = 1, batch: int = 1, **changes: Any) -> bool:
+        network = fold_network(randomised(MoViNet(mini_spec("stream", **changes))))
+        run = Pass(batch, frames, hold(network.init_state(batch, 16, 16)), torch.float32)
+        x = torch.empty(frames * batch, 8, 8, 16, dtype=network.dtype)
+        return native.LayerKernel(lanes, "relu").takes(network.bottlenecks[-2], x, run)
+
+    assert takes()
+    assert not takes(lanes=64)  # than which it is narrower
+    assert not takes(frames=2)
+    assert not takes(batch=2)
+    assert not takes(conv_type="3d")
+
+
+@pytest.mark.parametrize("missing", ["type", "activation", "option", "instructions"])
+def test_without_what_it_needs_there_is_no_kernel(
+    missing: str,
+    mini_spec: Callable[..., Any],
+    randomised: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._inductor import cpu_vec_isa
+
+    def found(**changes: Any) -> Any:
+        model = randomised(MoViNet(mini_spec("stream", **changes)))
+        return native.layer_kernel(fold_network(model, dtype))
+
+    dtype = torch.float32
+    assert found() is not None
+    changes = {}
+    if missing == "type":
+        dtype = torch.float64
+    if missing == "activation":
+        changes["activation"] = "swish"
+    if missing == "option":
+        monkeypatch.setattr(native, "_SHIMS", "shims_of_another_version")
+    if missing == "instructions":
+        monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", cpu_vec_isa.InvalidVecISA)
+    assert found(**changes) is None

@@ -94,7 +94,8 @@ inline void multiply_block(Product p, const int64_t* columns) {
 #pragma GCC unroll 16
     for (int row = 0; row < rows; ++row)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) y[row][v] = load(p.start + row * p.start_row + columns[v]);
+        for (int v = 0; v < vectors; ++v)
+            y[row][v] = load(p.start + row * p.start_row + columns[v]);
     const int64_t next = p.depth * LANES;
     for (int64_t k = 0; k < p.depth; ++k) {
         Vector b[vectors];
@@ -363,7 +364,10 @@ INLINE void dot_rows(const float* matrix, const float* vector, int64_t rows, int
 
 // The vector that is squeezed. Every thread makes its own; the first one keeps the sums for the
 // next frame.
-inline void pool(const Layer& l, const float* sums, int64_t thread, int64_t threads, float* value) {
+//
+// sums: of the first thread's share; `apart` numbers on, those of the next one.
+inline void pool(const Layer& l, const float* sums, int64_t apart, int64_t thread, int64_t threads,
+                 float* value) {
     const int64_t vectors = ceil_divide(l.channels, LANES), summed = vectors * LANES;
     const float share = 1.0f / static_cast<float>(l.out_height * l.out_width);
     for (int64_t channel = 0; channel < l.channels; ++channel) {
@@ -371,7 +375,7 @@ inline void pool(const Layer& l, const float* sums, int64_t thread, int64_t thre
         const int64_t rest = channel < summed - LANES ? 0 : summed - l.channels;
         float mean = 0;
         for (int64_t other = 0; other < threads; ++other)
-            mean += sums[other * summed + channel + rest];
+            mean += sums[other * apart + channel + rest];
         mean *= share;
         value[channel] = mean;
         if (l.whole) {
@@ -418,33 +422,44 @@ inline void project(const Layer& l, const float* gates, int64_t thread, int64_t 
     }
 }
 
+// Memory in whole lines of the cache: a vector across two of them is loaded twice.
+constexpr int64_t kLine = 64 / sizeof(float);
+INLINE int64_t whole_lines(int64_t size) { return ceil_divide(size, kLine) * kLine; }
+
+struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+};
+
 template <Activation kind>
 void compute(Layer l) {
-    const int64_t summed = ceil_divide(l.channels, LANES) * LANES;
     const int64_t all = omp_get_max_threads();
-    // For each thread the rows that are convolved, then what is gated; and the value squeezed.
+    // For each thread what is convolved and then what is gated, the value squeezed, and its sums.
     const int64_t rows = l.kernel_height * padded_width(l) * l.channels;
-    const int64_t gated = kRows * l.channels;
-    const int64_t own = (rows > gated ? rows : gated) + l.squeezed;
-    // For all of them the sums of each, the hidden layer of the gate, the gates, and the frame.
-    const int64_t cells = l.out_height * l.out_width;
-    const int64_t common = all * summed + l.hidden + l.channels + cells * l.channels;
-    const std::unique_ptr<float[]> memory(new float[all * own + common]);
-    float* const sums = memory.get() + all * own;
-    float* const hidden = sums + all * summed;
-    float* const gates = hidden + l.hidden;
-    l.convolved = gates + l.channels;
+    const int64_t room = whole_lines(rows > kRows * l.channels ? rows : kRows * l.channels);
+    const int64_t squeezed = whole_lines(l.squeezed);
+    const int64_t summed = ceil_divide(l.channels, LANES) * LANES;
+    const int64_t own = room + squeezed + whole_lines(summed);
+    // For all of them the gates, their hidden layer, and the frame.
+    const int64_t hidden_size = whole_lines(l.hidden), gates_size = whole_lines(l.channels);
+    const int64_t frame = whole_lines(l.out_height * l.out_width * l.channels);
+    const int64_t size = (all * own + hidden_size + gates_size + frame) * sizeof(float);
+    const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, size)));
+    if (!memory) throw std::bad_alloc();
+    float* const hidden = memory.get() + all * own;
+    float* const gates = hidden + hidden_size;
+    l.convolved = gates + gates_size;
+    float* const sums = memory.get() + room + squeezed;
 #pragma omp parallel
     {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        float* const room = memory.get() + thread * own;
-        float* const value = room + own - l.squeezed;
-        std::memset(room, 0, sizeof(float) * rows);
-        std::memset(sums + thread * summed, 0, sizeof(float) * summed);
-        convolve_share<kind>(l, share_of(l, thread, threads), room, sums + thread * summed);
+        float* const scratch = memory.get() + thread * own;
+        float* const value = scratch + room;
+        std::memset(scratch, 0, sizeof(float) * rows);
+        std::memset(sums + thread * own, 0, sizeof(float) * summed);
+        convolve_share<kind>(l, share_of(l, thread, threads), scratch, sums + thread * own);
 #pragma omp barrier
         if (l.squeezed) {
-            pool(l, sums, thread, threads, value);
+            pool(l, sums, own, thread, threads, value);
             dot_rows(l.reduce, value, l.hidden, l.squeezed, thread, threads,
                      [&](int64_t row, float sum) {
                          hidden[row] = activate<kind>(sum + l.reduce_bias[row]);
@@ -458,7 +473,7 @@ void compute(Layer l) {
                      });
 #pragma omp barrier
         }
-        project(l, l.squeezed ? gates : nullptr, thread, threads, room);
+        project(l, l.squeezed ? gates : nullptr, thread, threads, scratch);
     }
 }
 

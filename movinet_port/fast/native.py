@@ -47,8 +47,10 @@ _SCHEMA = (
 
 _HEAD = """
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <omp.h>
 #define LANES {lanes}
 #pragma GCC push_options

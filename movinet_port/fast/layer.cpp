@@ -2,7 +2,8 @@
 // of it, with a barrier behind each, and writes the expanded frame and reads it again in between.
 // Here a row is expanded when the convolution comes to it, and is in the cache then.
 //
-// This becomes part of a package's own code: see native.py, which says how many LANES there are.
+// This becomes part of a package's own code: see native.py, which defines LANES, HIGHEST_KERNEL and
+// MOST_TAPS.
 
 namespace movinet_port {
 namespace {
@@ -12,8 +13,6 @@ namespace {
 
 typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-constexpr int64_t kKernel = 8;  // the highest kernel
-constexpr int64_t kHeld = 6;    // the most frames that are held
 // Rows of a product that are computed at a time. Of two vectors of columns, and of few rows four,
 // the sums fill the registers: 32 with AVX-512, else 16.
 constexpr int kRows = LANES == 16 ? 14 : 6, kFewRows = LANES == 16 ? 7 : 2;
@@ -61,7 +60,7 @@ struct Layer {
     int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
     // And over time, oldest frame first: (frames + 1, channels); `mixed` is the new frame, to be
     // held. Without it `frames` is 0.
-    const float* held[kHeld];
+    const float* held[MOST_TAPS - 1];
     int64_t frames;
     const float *taps, *temporal_bias;
     float *mixed, *convolved;
@@ -244,7 +243,7 @@ template <Activation kind>
 inline void convolve_row(const Layer l, Share share, const float* const* padded, float* to) {
     const int64_t width = share.last_channel - share.first_channel;
     for_vectors(0, width, [&](int64_t channel) {
-        const float* rows[kKernel];
+        const float* rows[HIGHEST_KERNEL];
         for (int64_t row = 0; row < l.kernel_height; ++row) rows[row] = padded[row] + channel;
         const float* cell = l.cells + share.first_channel + channel;
         const Vector bias = load(l.bias + share.first_channel + channel);
@@ -312,10 +311,10 @@ inline void convolve_share(const Layer& l, Share share, float* rows, float* sums
         const int64_t first = row * l.stride_height - l.top, last = first + l.kernel_height;
         if (next < first) next = first;
         for (; next < last; ++next) expand_row<kind>(l, share, next, wide, place(next));
-        const float* seen[kKernel];
+        const float* seen[HIGHEST_KERNEL];
         for (int64_t i = 0; i < l.kernel_height; ++i) seen[i] = place(first + i);
         convolve_row<kind>(l, share, seen, mixed + row * l.out_width * l.channels);
-        finish_row_of<kind, kHeld>(l, share, row, sums);
+        finish_row_of<kind, MOST_TAPS - 1>(l, share, row, sums);
     }
 }
 

@@ -53,6 +53,8 @@ _HEAD = """
 #include <new>
 #include <omp.h>
 #define LANES {lanes}
+#define HIGHEST_KERNEL {highest_kernel}
+#define MOST_TAPS {most_taps}
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 """
@@ -168,10 +170,14 @@ class LayerKernel:
         """
         assert run.state is not None
         conv, gate = layer.depthwise, layer.gate
-        channels, inputs = layer.expansion.weight.shape
-        (top, _), (left, _) = conv.pads(*x.shape[1:3])
-        numbers = [*x.shape[1:3], inputs, *conv.out_size(*x.shape[1:3])]
-        numbers += [layer.project.weight.shape[0], channels, *conv.kernel, *conv.stride, top, left]
+        numbers: dict[str, int] = dict.fromkeys(_NUMBERS, 0)
+        numbers["height"], numbers["width"] = size = x.shape[1:3]
+        numbers["channels"], numbers["inputs"] = layer.expansion.weight.shape
+        numbers["outputs"] = layer.project.weight.shape[0]
+        numbers["out_height"], numbers["out_width"] = conv.out_size(*size)
+        numbers["kernel_height"], numbers["kernel_width"] = conv.kernel
+        numbers["stride_height"], numbers["stride_width"] = conv.stride
+        (numbers["top"], _), (numbers["left"], _) = conv.pads(*size)
         expansion, projection = map(self._laid_out, (layer.expansion.weight, layer.project.weight))
         tensors: dict[str, list[Tensor | None]] = {name: [] for name in _TENSORS}
         tensors["products"] = [x, residual, expansion, layer.expansion.constant, projection]
@@ -181,12 +187,10 @@ class LayerKernel:
             held = run.state.frames[conv.key]
             tensors["temporal_part"] = [conv.temporal_matrix, conv.temporal_constant, *held]
         limit = 0.0
-        if gate is None:
-            numbers += [0, 0, 0, 0]
-        else:
+        if gate is not None:
             reduce, expand = gate.reduce, gate.expand
-            hidden, squeezed = reduce.weight.shape
-            numbers += [squeezed, hidden, int(gate.spatial), int(gate.whole)]
+            numbers["hidden"], numbers["squeezed"] = reduce.weight.shape
+            numbers["spatial"], numbers["whole"] = int(gate.spatial), int(gate.whole)
             tensors["gate"] = [reduce.weight, reduce.constant, expand.weight, expand.constant]
             limit = -1.0 if gate.limit is None else gate.limit
             if gate.whole:
@@ -194,7 +198,7 @@ class LayerKernel:
             if gate.scale is not None:
                 tensors["encoding"] = [run.waves[layer.name]]
         out: Tensor
-        out, mixed, total = _OPERATION(*tensors.values(), numbers, limit)
+        out, mixed, total = _OPERATION(*tensors.values(), list(numbers.values()), limit)
         if held:
             run.new_frames[conv.key] = (*held, mixed)[1:]
         if tensors["memory"]:
@@ -226,7 +230,8 @@ class LayerKernel:
             before_frames=len(_TENSORS["temporal_part"]),
             activation=_ACTIVATIONS[self._activation],
         )
-        code = f"{_HEAD.format(lanes=self._lanes)}{source}{function}#pragma GCC pop_options\n"
+        head = _HEAD.format(lanes=self._lanes, highest_kernel=_HIGHEST_KERNEL, most_taps=_MOST_TAPS)
+        code = f"{head}{source}{function}#pragma GCC pop_options\n"
         # What Inductor writes is `extern`, this, and a semicolon.
         return {f"aot_inductor.{_SHIMS}": {_OPERATION: [f'"C++" {{\n{code}\n}}']}}
 

@@ -16,6 +16,8 @@ typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 // Rows of a product that are computed at a time. Of two vectors of columns, and of few rows four,
 // the sums fill the registers: 32 with AVX-512, else 16.
 constexpr int kRows = LANES == 16 ? 14 : 6, kFewRows = LANES == 16 ? 7 : 2;
+// Pixels of a row that are convolved at a time.
+constexpr int kPixels = LANES == 16 ? 14 : 8;
 
 enum Activation { kNone, kHardSwish, kRelu, kRelu6 };
 
@@ -220,21 +222,30 @@ template <Activation kind, int pixels>
 INLINE void convolve(const Layer& l, const float* const* rows, int64_t width, const float* cell,
                      Vector bias, float* to) {
     Vector y[pixels];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int p = 0; p < pixels; ++p) y[p] = bias;
     const int64_t step = l.stride_width * width;
     for (int64_t row = 0; row < l.kernel_height; ++row) {
         const float* seen = rows[row];
         for (int64_t column = 0; column < l.kernel_width; ++column) {
             const Vector weight = load(cell);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int p = 0; p < pixels; ++p) y[p] += weight * load(seen + p * step);
             cell += l.channels;
             seen += width;
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int p = 0; p < pixels; ++p) store(to + p * l.channels, activate<kind>(y[p]));
+}
+
+template <Activation kind, int most>
+INLINE void convolve_some(const Layer& l, int64_t pixels, const float* const* rows, int64_t width,
+                          const float* cell, Vector bias, float* to) {
+    if constexpr (most > 0) {
+        if (pixels == most) return convolve<kind, most>(l, rows, width, cell, bias, to);
+        convolve_some<kind, most - 1>(l, pixels, rows, width, cell, bias, to);
+    }
 }
 
 // A row of the output, convolved over space. The layer is copied, so that the compiler knows that
@@ -254,10 +265,12 @@ inline void convolve_row(const Layer l, Share share, const float* const* padded,
                 rows[row] += pixels * l.stride_width * width;
         };
         int64_t left = l.out_width;
-        for (; left >= 8; left -= 8, move(8)) convolve<kind, 8>(l, rows, width, cell, bias, out);
-        if (left & 4) convolve<kind, 4>(l, rows, width, cell, bias, out), move(4);
-        if (left & 2) convolve<kind, 2>(l, rows, width, cell, bias, out), move(2);
-        if (left & 1) convolve<kind, 1>(l, rows, width, cell, bias, out);
+        for (int64_t blocks = ceil_divide(left, kPixels); blocks > 0; --blocks) {
+            const int64_t now = ceil_divide(left, blocks);
+            convolve_some<kind, kPixels>(l, now, rows, width, cell, bias, out);
+            move(now);
+            left -= now;
+        }
     });
 }
 
@@ -367,23 +380,22 @@ INLINE void dot_rows(const float* matrix, const float* vector, int64_t rows, int
 // sums: of the first thread's share; `apart` numbers on, those of the next one.
 inline void pool(const Layer& l, const float* sums, int64_t apart, int64_t thread, int64_t threads,
                  float* value) {
-    const int64_t vectors = ceil_divide(l.channels, LANES), summed = vectors * LANES;
     const float share = 1.0f / static_cast<float>(l.out_height * l.out_width);
-    for (int64_t channel = 0; channel < l.channels; ++channel) {
-        // The last vector ends with the last channel.
-        const int64_t rest = channel < summed - LANES ? 0 : summed - l.channels;
-        float mean = 0;
-        for (int64_t other = 0; other < threads; ++other)
-            mean += sums[other * apart + channel + rest];
+    const float part = l.whole ? *l.part : 0.0f;
+    for_vectors(0, l.channels, [&](int64_t channel) {
+        Vector mean = {};
+        const float* sum = sums + ceil_divide(channel, LANES) * LANES;
+        for (int64_t other = 0; other < threads; ++other, sum += apart) mean += load(sum);
         mean *= share;
-        value[channel] = mean;
-        if (l.whole) {
-            const float total = l.pool[channel] + mean;
-            if (thread == 0) l.total[channel] = total;
-            if (l.spatial) value[l.channels + channel] = mean;
-            value[channel] = total * *l.part;
+        if (!l.whole) {
+            store(value + channel, mean);
+            return;
         }
-    }
+        const Vector total = load(l.pool + channel) + mean;
+        if (thread == 0) store(l.total + channel, total);
+        store(value + channel, total * part);
+        if (l.spatial) store(value + l.channels + channel, mean);
+    });
     if (l.wave)
         for (int64_t i = 0; i < l.squeezed; ++i) value[i] += l.wave[i];
 }

@@ -269,8 +269,13 @@ def test_two_processes_have_the_loss_curve_of_one_with_twice_the_batch(
         assert len(set(expected)) == 3
     first, second = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert first.keys() == second.keys()
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-4)
+    # A constant that the next batch norm subtracts has no gradient but rounding, which AdamW scales
+    # up to whole steps; it shows in that norm's mean.
+    undetermined = (".projection.norm.bias", ".skip.norm.bias", ".running_mean")
+    determined = [key for key in first if not key.endswith(undetermined)]
+    assert len(determined) > len(first) / 2
+    for key in determined:
+        torch.testing.assert_close(second[key], first[key], rtol=1e-3, atol=1e-4)
 
 
 SYNCHRONISED = """

@@ -249,12 +249,11 @@ def test_a_step_leaves_the_state_that_it_was_given(build: Any) -> None:
 def test_a_long_clip_in_pieces_gives_the_same_logits(
     build: Any, changes: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(parts, "CACHED_BYTES", 40_000)
+    monkeypatch.setattr(parts, "HEAVY", 100_000)
     model = build("base", **changes)
     fast = optimize(model)
     clip = torch.rand(batch, 3, 11, 29, 34)
-    monkeypatch.setattr(parts, "CACHED_BYTES", 40_000)
-    monkeypatch.setattr(parts, "MANY_ROWS", 100)
-    monkeypatch.setattr(parts, "MANY_COLUMNS", 24)
     with torch.no_grad():
         assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
 

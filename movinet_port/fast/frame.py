@@ -13,15 +13,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from movinet_port.fast.parts import Gate, Layer, Pointwise, StreamConv, average_pool
+from movinet_port.fast.parts import (
+    Gate,
+    Layer,
+    Pointwise,
+    StreamConv,
+    activate,
+    average_pool,
+    in_place,
+    pack,
+    rows_for_onednn,
+)
 from movinet_port.fast.state import Held
 
 if TYPE_CHECKING:
     from movinet_port.fast.network import FastMoViNet
 
-# From so many multiplications and additions on, oneDNN's matrix product is faster than MKL's, which
-# costs less per call.
-_HEAVY = 6_000_000
+# A smaller matrix stays in a core's cache.
+_SMALL = 40_000
 
 # The rows of so large a matrix are added up in pieces, which threads share.
 _LARGE = 500_000
@@ -33,23 +42,35 @@ _SUM = 0
 class VectorProduct:
     """The product of a matrix with one vector, its bias, and the activation behind it.
 
-    An embedding bag is the weighted sum of a matrix's rows. It fetches memory ahead and shares the
-    rows among threads; MKL's product of a vector takes two to three times as long for matrices
-    that come from memory.
+    What fits in a core's cache is MKL's. Larger matrices come from memory, where an embedding bag,
+    the weighted sum of a matrix's rows, takes a half to a third of the time: it fetches ahead and
+    shares the rows among threads.
 
     Args:
         pointwise: what is done with every row; its tensors are copied.
         unit: (in,) what one is worth in each place of the vector, by default one.
+        out: (1, out) where the result is written, by default memory of its own.
 
     Attributes:
         vector: (1, in), to be filled before each call.
     """
 
-    def __init__(self, pointwise: Pointwise, unit: Tensor | None = None) -> None:
+    def __init__(
+        self, pointwise: Pointwise, unit: Tensor | None = None, out: Tensor | None = None
+    ) -> None:
         assert pointwise.constant is not None
-        self._activation = pointwise.activation
         weight = pointwise.weight if unit is None else pointwise.weight / unit
-        self._rows = torch.cat([weight.t(), pointwise.constant[None]])
+        self._activation = pointwise.activation
+        self._out = weight.new_empty(1, len(weight)) if out is None else out
+        self._flat = self._out[0]
+        self._bias = pointwise.constant
+        self._matrix = None
+        if weight.numel() < _SMALL:
+            self._matrix = weight.t().contiguous().t()
+            self.vector = weight.new_empty(1, weight.shape[1])
+            self._column = self.vector[0]
+            return
+        self._rows = torch.cat([weight.t(), self._bias[None]])
         count = len(self._rows)
         self._pieces = _PIECES if self._rows.numel() >= _LARGE else 1
         starts = [count * i // self._pieces for i in range(self._pieces)]
@@ -60,13 +81,21 @@ class VectorProduct:
         self.vector = self._weights[None, :-1]
 
     def __call__(self) -> Tensor:
-        """Return a new tensor, (1, out)."""
-        y: Tensor = torch.embedding_bag(
-            self._rows, self._which, self._starts, False, _SUM, False, self._weights
-        )[0]
-        if self._pieces > 1:
-            y = y.sum(0, True)
-        return y if self._activation is None else self._activation(y)
+        """Return (1, out), which the next call may write over."""
+        y, activation = self._out, self._activation
+        if self._matrix is not None:
+            torch.addmv(self._bias, self._matrix, self._column, out=self._flat)
+        else:
+            bags: Tensor = torch.embedding_bag(
+                self._rows, self._which, self._starts, False, _SUM, False, self._weights
+            )[0]
+            if self._pieces > 1:
+                torch.sum(bags, 0, True, out=y)
+            elif activation is not None:
+                return activate(activation, bags, y)
+            else:
+                y.copy_(bags)
+        return y if activation is None else in_place(activation)(y)
 
 
 class _Run:
@@ -106,14 +135,14 @@ class _Product:
     """
 
     def __init__(self, pointwise: Pointwise, pixels: int, memory: Tensor) -> None:
-        channels, inputs = pointwise.weight.shape
+        channels = len(pointwise.weight)
         self._at_once = None
-        if 2 * pixels * inputs * channels >= _HEAVY:
+        if pixels >= rows_for_onednn(pointwise.weight):
             self._at_once = pointwise.forward
         assert pointwise.constant is not None
         assert pointwise.activation is not None
         self._weight, self._bias = pointwise.matrix, pointwise.constant
-        self._activation = pointwise.activation
+        self._activation = in_place(pointwise.activation)
         self.out = memory[: pixels * channels].view(pixels, channels)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -132,7 +161,7 @@ class _Conv:
         self._kernel, self._bias = kernels[0], conv.constant
         # An activation on the way costs oneDNN more than one afterwards, in a cache.
         self._how: tuple[Any, ...] = (padding, conv.stride, (1, 1), conv.groups, "none", [], "")
-        self._activation = conv.activation
+        self._activation = in_place(conv.activation)
 
     def __call__(self, planes: Tensor) -> Tensor:
         """Return (1, height, width, channels) of (1, channels, height, width)."""
@@ -140,6 +169,32 @@ class _Conv:
             planes, self._kernel, self._bias, *self._how
         )
         return self._activation(y.permute(0, 2, 3, 1).contiguous())
+
+
+class _Stem(_Conv):
+    """The first convolution, of a frame with its channels apart."""
+
+    def __init__(self, conv: StreamConv, height: int, width: int) -> None:
+        super().__init__(conv, height, width)
+        # Put together and padded first: it is oneDNN's slowest convolution otherwise, and one side
+        # is padded more than the other, which takes a larger kernel elsewhere.
+        vertical, horizontal = conv.pads(height, width)
+        padded = height + sum(vertical), width + sum(horizontal)
+        weight = conv.kernels[0]
+        self._kernel = pack(weight, conv.stride, conv.groups)
+        self._how = ((0, 0), *self._how[1:])
+        self._padded = weight.new_zeros(1, *padded, weight.shape[1]).permute(0, 3, 1, 2)
+        self._frame = self._padded[
+            :,
+            :,
+            vertical[0] : vertical[0] + height,
+            horizontal[0] : horizontal[0] + width,
+        ]
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        """Return (1, height, width, channels) of (1, 3, height, width)."""
+        self._frame.copy_(frame)
+        return super().__call__(self._padded)
 
 
 class _Gate:
@@ -153,8 +208,8 @@ class _Gate:
         if gate.spatial:
             self._unit[:, -channels:] = pixels
         self._part = 1 / pixels
-        self._reduce = VectorProduct(gate.reduce, self._unit)
         self._expand = VectorProduct(gate.expand)
+        self._reduce = VectorProduct(gate.reduce, self._unit, self._expand.vector)
         self._limit = gate.limit
         self._encoded = gate.scale is not None
         self._average = self._reduce.vector[:, :channels] if gate.whole else None
@@ -170,7 +225,7 @@ class _Gate:
             run.average(self._layer, self._sums, self._part, self._average)
         if self._encoded:
             reduce.vector.addcmul_(run.waves[self._layer], self._unit)
-        self._expand.vector.copy_(reduce())
+        reduce()
         gate = self._expand()
         return gate.sigmoid_() if self._limit is None else gate.clamp_(0.0, self._limit)
 
@@ -194,7 +249,7 @@ class _Step:
         out_height, out_width = conv.out_size(height, width)
         pixels, out_pixels = height * width, out_height * out_width
         self._shape = 1, height, width, channels
-        self._activation = conv.activation
+        self._activation = in_place(conv.activation)
 
         self._expand = _Product(expansion, pixels, expanded)
         self._planes = self._expand.out.view(self._shape).permute(0, 3, 1, 2)
@@ -213,6 +268,7 @@ class _Step:
         self._scales_weight = self._gate is not None and project.weight.shape[0] < out_pixels
         self._scaled = torch.empty_like(self._weight) if self._scales_weight else self._weight
         self._project = self._scaled.t()
+        self._adds = out_pixels >= rows_for_onednn(project.weight)
 
         self._pools = layer.pools
         self._skip = None if layer.skip is None else layer.skip.matrix
@@ -248,6 +304,11 @@ class _Step:
                 torch.mul(self._weight, gate, out=self._scaled)
             else:
                 mixed.mul_(gate)
+        if self._adds:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+                mixed, rows, self._scaled, None, "add"
+            )
+            return y
         return rows.addmm_(mixed, self._project)
 
 
@@ -262,7 +323,7 @@ class FramePlan:
     """
 
     def __init__(self, network: FastMoViNet, height: int, width: int) -> None:
-        self._stem = _Conv(network.stem, height, width)
+        self._stem = _Stem(network.stem, height, width)
         height, width = network.stem.out_size(height, width)
         sizes = []
         expanded = mixed = 0
@@ -281,8 +342,8 @@ class FramePlan:
         pixels = height * width
         self._head = _Product(network.head, pixels, memory[0])
         self._part = 1 / pixels
-        self._hidden = VectorProduct(network.hidden)
         self._output = VectorProduct(network.output)
+        self._hidden = VectorProduct(network.hidden, out=self._output.vector)
 
     def run(self, video: Tensor, state: Held, waves: Mapping[str, Tensor]) -> tuple[Tensor, Held]:
         """Return logits and the state after the frame, as `InferenceNetwork.run` does.
@@ -301,5 +362,5 @@ class FramePlan:
             x = step(x, run)
         sums = self._head(x).sum(0, True)
         run.average("head", sums, self._part, self._hidden.vector)
-        self._output.vector.copy_(self._hidden())
-        return self._output(), Held(run.new_frames, run.new_pools, count)
+        self._hidden()
+        return self._output().clone(), Held(run.new_frames, run.new_pools, count)

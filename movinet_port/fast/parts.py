@@ -50,15 +50,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6": lambda x: x.clamp_(0.0, 6.0),
 }
 
-# From here on oneDNN's matrix product, which applies bias and activation on the way, is faster than
-# MKL's, which costs less per call.
-MANY_ROWS = 2000
+# From so many multiplications and additions on, oneDNN's matrix product is faster than MKL's, which
+# costs less per call.
+HEAVY = 6_000_000
 # And so it is for weights that come from memory and not from a cache.
 MANY_WEIGHTS = 120_000
-# From so many values on, its convolution is faster than PyTorch's average pool.
-MANY_POOLED = 500_000
-# From this depth on, its product that adds to another matrix is.
-MANY_COLUMNS = 128
+# From so many pixels on, its convolution is faster than PyTorch's average pool.
+MANY_POOLED = 7000
 
 # For a compiler: the most that a strip of an expanded frame takes, so that it stays in a core's
 # cache while it is padded and convolved. What is larger and cannot be cut up is convolved by
@@ -66,13 +64,37 @@ MANY_COLUMNS = 128
 STRIP_BYTES = 640 << 10
 
 # The most that a piece of a clip's expanded frames takes.
-CACHED_BYTES = 4 << 20
+CACHED_BYTES = 6 << 20
 
 # The most that is kept of each piece of memory from one clip to the next.
 ROOM_BYTES = 64 << 20
 
-# What oneDNN calls the activations that it computes together with a convolution.
-_FUSED = {"swish": "swish", "hard_swish": "hardswish", "relu": "relu"}
+# What the functions of `torch.nn.functional` call. A single frame has 60 activations, so small that
+# the functions around them take a third of the time.
+_IN_PLACE: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
+    hard_swish: torch._C._nn.hardswish_,
+    swish: torch._C._nn.silu_,
+}
+_WRITING: dict[Callable[[Tensor], Tensor], Callable[..., Tensor]] = {
+    hard_swish: torch._C._nn.hardswish,
+    swish: torch._C._nn.silu,
+}
+
+
+def in_place(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the same activation at less cost per call, not for a compiler."""
+    return _IN_PLACE.get(activation, activation)
+
+
+def activate(activation: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> Tensor:
+    """Write an activation of `x` to `out`, and return it."""
+    write = _WRITING.get(activation)
+    return activation(out.copy_(x)) if write is None else write(x, out=out)
+
+
+# What oneDNN calls the activations that cost it less, together with a matrix product, than PyTorch
+# afterwards.
+_FUSED = {"hard_swish": "hardswish", "relu": "relu"}
 
 
 class Room:
@@ -166,7 +188,7 @@ class Pass:
 
 
 # Attributes that `Part.prepare` makes.
-_DERIVED = ("packed", "laid_out", "layouts", "unpadded", "matrices", "steps")
+_DERIVED = ("packed", "laid_out", "layouts", "volumes", "unpadded", "matrices", "steps")
 
 
 class Part(nn.Module):
@@ -215,10 +237,7 @@ class Pointwise(Part):
         self.weight = weight
         self.matrix = weight.t()
         self.laid_out: Tensor | None = None
-        # One vector's product is cheap in MKL; so it is only asked about rows.
-        self.from_rows = 2 if self.fused != "none" else MANY_ROWS
-        if weight.numel() >= MANY_WEIGHTS:
-            self.from_rows = 1
+        self.from_rows = 1 if weight.numel() >= MANY_WEIGHTS else rows_for_onednn(weight)
         self.constant = self._buffers["bias"]
         self.packed = _quantise(weight, self.constant) if self.quantized else None
 
@@ -231,8 +250,6 @@ class Pointwise(Part):
             # One vector: a compiler fuses the sum with what is around it.
             y = (x * self.weight).sum(1)[None]
             y = y if self.constant is None else y + self.constant
-        elif self.constant is None:
-            y = torch.mm(x, self.matrix)
         elif x.shape[0] >= self.from_rows and fuses(x):
             if self.laid_out is None:
                 self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.shape[0])
@@ -240,9 +257,16 @@ class Pointwise(Part):
             y = linear(x, self.laid_out, self.constant, self.fused, [], "")
             if self.fused != "none":
                 return y
+        elif self.constant is None:
+            y = torch.mm(x, self.matrix)
         else:
             y = torch.addmm(self.constant, x, self.matrix)
         return y if self.activation is None else self.activation(y)
+
+
+def rows_for_onednn(weight: Tensor) -> int:
+    """Return from how many rows on a product with this matrix is oneDNN's."""
+    return math.ceil(HEAVY / (2 * weight.numel()))
 
 
 def _quantise(weight: Tensor, bias: Tensor | None) -> Any:
@@ -273,7 +297,6 @@ class StreamConv(Part):
         self.causal = spec.causal
         self.legacy = spec.causal_padding == "legacy"
         self.activation = _ACTIVATIONS[spec.activation]
-        self.fused = _FUSED.get(spec.activation, "none")
         self.splits = folded.temporal is not None
         self.depthwise = folded.temporal is not None and folded.temporal.ndim == 2
         taps = folded.spatial if folded.temporal is None else folded.temporal
@@ -299,6 +322,7 @@ class StreamConv(Part):
         self.temporal_taps = () if temporal is None else temporal.unbind(0)
         self.temporal_constant = self._buffers["temporal_bias"]
         self.layouts: dict[tuple[int, int], _Spatial] = {}
+        self.volumes: dict[tuple[int, int], Tensor] = {}
         self.unpadded: Tensor | None = None
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
@@ -326,7 +350,7 @@ class StreamConv(Part):
 
     def in_pieces(
         self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass, size: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Expand and convolve a whole clip, so many frames at a time that they stay in a cache.
 
         Args:
@@ -336,43 +360,76 @@ class StreamConv(Part):
             size: frames in a piece.
 
         Returns:
-            The activations of the clip, and their means over space, (frames * batch, channels).
+            The activations of the clip, and their means over space, (frames * batch, channels), if
+            no convolution over frames is to follow.
         """
         batch, frames = run.batch, run.frames
-        before = 0 if self.splits else same_padding(frames, self.taps, 1)[0]
-        taps = 1 if self.splits else self.taps
-        kernels, packed, padding = self.layout(*x.shape[1:3])
-        height, width = self.out_size(*x.shape[1:3])
-        y = run.room.take("mixed", x, (frames * batch, height, width, self.spatial_out))
+        around = 0 if self.splits else self.taps // 2
+        clip = (frames, batch, *self.out_size(*x.shape[1:3]), self.spatial_out)
+        y = run.room.take("mixed", x, clip)
         means = []
-        started = finished = 0
+        unfinished: Tensor | None = None
+        finished = 0
         for first in range(0, frames, size):
             last = min(first + size, frames)
             piece = x[first * batch : last * batch]
             hidden = expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
-            # The frames that see a frame of this piece, and those that see none after it.
-            reach = min(last + before, frames)
-            y[started * batch : reach * batch].zero_()
-            started = reach
-            for tap in range(taps):
-                shift = tap - before
-                start, stop = max(first - shift, 0), min(last - shift, frames)
-                if start < stop:
-                    self._accumulate(
-                        y[start * batch : stop * batch],
-                        hidden[(start + shift - first) * batch : (stop + shift - first) * batch],
-                        kernels[tap],
-                        # The tap that sees each frame for itself.
-                        self.constant if shift == 0 else None,
-                        packed,
-                        padding,
-                    )
-            complete = frames if last == frames else last - (taps - 1 - before)
+            # What the piece adds to every frame that sees one of its frames.
+            part = self._over_frames(hidden, run, around if size == frames else 2 * around)
+            start = 0 if size == frames else first - around
+            if unfinished is not None:
+                part[: 2 * around] += unfinished
+            complete = frames if last == frames else max(finished, last - around)
             if complete > finished:
-                done = self.activation(y[finished * batch : complete * batch])
-                means.append(done.flatten(1, 2).mean(1, dtype=run.dtype))
+                done = y[finished:complete]
+                activate(self.activation, part[finished - start : complete - start], done)
+                if not self.splits:
+                    means.append(done.flatten(2, 3).mean(2, dtype=run.dtype).flatten(0, 1))
                 finished = complete
-        return y, torch.cat(means)
+            if around and last < frames:
+                # The next piece brings the bias along.
+                assert self.constant is not None
+                unfinished = part[last - first :] - self.constant
+        return y.flatten(0, 1), torch.cat(means) if means else None
+
+    def _over_frames(self, x: Tensor, run: Pass, padding: int) -> Tensor:
+        """Convolve over space and frames.
+
+        Args:
+            x: (frames * batch, height, width, channels).
+            run: the pass.
+            padding: frames of nothing before the first and after the last.
+
+        Returns:
+            (frames + 2 * padding - taps + 1, batch, height, width, channels).
+        """
+        kernels, packed, around = self.layout(*x.shape[1:3])
+        if packed:
+            found = torch.ops.mkldnn._convolution_pointwise(
+                x.unflatten(0, (-1, run.batch)).permute(1, 4, 0, 2, 3),
+                self._volume(*x.shape[1:3]),
+                self.constant,
+                (padding, *around),
+                (1, *self.stride),
+                (1, 1, 1),
+                self.groups,
+                "none",
+                [],
+                "",
+            )
+            volume: Tensor = found.permute(2, 0, 3, 4, 1)
+            return volume
+        assert self.constant is not None
+        size = self.out_size(*x.shape[1:3])
+        frames = len(x) + (2 * padding - len(kernels) + 1) * run.batch
+        y = self.constant.expand(frames, *size, -1).contiguous()
+        for tap, kernel in enumerate(kernels):
+            # The first frame of `y` that this tap adds to, which may lie before it.
+            first = (padding - tap) * run.batch
+            seen = x[max(0, -first) : frames - first]
+            part = y[max(0, first) : max(0, first) + len(seen)]
+            self._accumulate(part, seen, kernel, None, packed, around)
+        return y.unflatten(0, (-1, run.batch))
 
     def _frame_by_frame(self, x: Tensor, run: Pass) -> Tensor:
         """Convolve frames of a video, whose channels are apart, some at a time.
@@ -386,7 +443,7 @@ class StreamConv(Part):
         piece = x.new_zeros(min(size, len(x)), *padded, channels)
         inside = piece[:, top : top + height, left : left + width]
         if self.unpadded is None:
-            self.unpadded = _pack(self.kernels[0], self.stride, self.groups)
+            self.unpadded = pack(self.kernels[0], self.stride, self.groups)
         y = run.room.take("stem", x, (len(x), *self.out_size(height, width), self.spatial_out))
         for seen, out in zip(x.split(size), y.split(size), strict=True):
             inside[: len(seen)].copy_(seen)
@@ -398,12 +455,12 @@ class StreamConv(Part):
                 self.stride,
                 (1, 1),
                 self.groups,
-                self.fused,
+                "none",
                 [],
                 "",
             )
-            out.copy_(found.permute(0, 2, 3, 1))
-        return y if self.fused != "none" else self.activation(y)
+            activate(self.activation, found.permute(0, 2, 3, 1), out)
+        return y
 
     def _windows(self, x: Tensor, run: Pass) -> list[tuple[Tensor, int]]:
         """Return for each temporal tap the frames it reads, and the first frame it reads them for.
@@ -446,10 +503,9 @@ class StreamConv(Part):
         full = self._full(windows, run)
         x = windows[full][0]
         kernels, packed, padding = self.layout(*x.shape[1:3])
-        stride, groups, alone = self.stride, self.groups, len(windows) == 1
+        stride, groups = self.stride, self.groups
         planes = x.permute(0, 3, 1, 2)
         if packed:
-            activation = self.fused if alone else "none"
             y = torch.ops.mkldnn._convolution_pointwise(
                 planes,
                 kernels[full],
@@ -458,7 +514,7 @@ class StreamConv(Part):
                 stride,
                 (1, 1),
                 groups,
-                activation,
+                "none",
                 [],
                 "",
             )
@@ -470,7 +526,7 @@ class StreamConv(Part):
                 continue
             part, kernel = y[first : first + x.shape[0]], kernels[tap]
             self._accumulate(part, x, kernel, None, packed, padding)
-        return y if packed and alone and self.fused != "none" else self.activation(y)
+        return self.activation(y)
 
     def _accumulate(
         self,
@@ -599,15 +655,27 @@ class StreamConv(Part):
         return rows, columns
 
     def _layout(self, height: int, width: int) -> _Spatial:
-        (top, bottom), (left, right) = self.pads(height, width)
-        # Where SAME pads one cell more after than before, a zero in front of the kernel and equal
-        # padding do the same, without a padded copy of the input.
-        grow = bottom - top, right - left
-        kernels = [F.pad(kernel, (grow[1], 0, grow[0], 0)) for kernel in self.kernels]
+        kernels = [self._grown(kernel, height, width) for kernel in self.kernels]
         packs = fuses(kernels[0])
         if packs:
-            kernels = [_pack(kernel, self.stride, self.groups) for kernel in kernels]
+            kernels = [pack(kernel, self.stride, self.groups) for kernel in kernels]
+        (_, bottom), (_, right) = self.pads(height, width)
         return kernels, packs, (bottom, right)
+
+    def _volume(self, height: int, width: int) -> Tensor:
+        """Return all taps as one kernel, over frames and space, as oneDNN wants it."""
+        size = height, width
+        volume = self.volumes.get(size)
+        if volume is None:
+            taps = torch.stack([self._grown(kernel, *size) for kernel in self.kernels], 2)
+            volume = self.volumes[size] = pack(taps, (1, *self.stride), self.groups)
+        return volume
+
+    def _grown(self, kernel: Tensor, height: int, width: int) -> Tensor:
+        # Where SAME pads one cell more after than before, a zero in front of the kernel and equal
+        # padding do the same, without a padded copy of the input.
+        (top, bottom), (left, right) = self.pads(height, width)
+        return F.pad(kernel, (right - left, 0, bottom - top, 0))
 
     def pads(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the cells before and after the height, and the width, of frames of this size."""
@@ -659,12 +727,12 @@ def _every(first: int, size: int, kernel: int, stride: int) -> slice:
     return slice(first, first + (size - kernel) // stride * stride + 1, stride)
 
 
-def _pack(kernel: Tensor, stride: tuple[int, int], groups: int) -> Tensor:
+def pack(kernel: Tensor, stride: tuple[int, ...], groups: int) -> Tensor:
     """Return the kernel as oneDNN wants it, for inputs of any size though one is named."""
-    channels = kernel.shape[1] * groups
-    padding = [kernel.shape[2] // 2, kernel.shape[3] // 2]
+    axes = len(stride)
+    padding = [size // 2 for size in kernel.shape[2:]]
     packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        kernel, padding, stride, [1, 1], groups, [1, channels, 32, 32]
+        kernel, padding, stride, [1] * axes, groups, [1, kernel.shape[1] * groups, *[32] * axes]
     )
     return packed
 
@@ -794,11 +862,11 @@ class Layer(Part):
         expand, depthwise, gate_of, skip = self.steps
         rows = x.view(-1, x.shape[3])
         means: Tensor | None = None
-        pieces = self._pieces(x, run)
-        if pieces < run.frames:
-            hidden, means = self.depthwise.in_pieces(x, expand, run, pieces)
+        size = self._piece(x, run)
+        if size is not None:
+            hidden, means = self.depthwise.in_pieces(x, expand, run, size)
             if self.depthwise.splits:
-                hidden, means = self.depthwise.over_time(hidden, run), None
+                hidden = self.depthwise.over_time(hidden, run)
         elif self._strips(x, run):
             hidden = self.depthwise.in_strips(x, expand, run)
         else:
@@ -831,7 +899,7 @@ class Layer(Part):
             y = rows.add_(self.project.forward(hidden))
         elif run.traced:
             y = torch.mm(hidden, weight.t()) + rows
-        elif rows.shape[0] >= MANY_ROWS and weight.shape[1] >= MANY_COLUMNS and fuses(rows):
+        elif rows.shape[0] >= self.project.from_rows and fuses(rows):
             y = torch.ops.mkldnn._linear_pointwise.binary(hidden, rows, weight, None, "add")
         else:
             y = rows.addmm_(hidden, weight.t())
@@ -845,13 +913,15 @@ class Layer(Part):
         conv = self.depthwise
         return (conv.splits or conv.taps == 1) and conv.expanded_bytes(x) > STRIP_BYTES
 
-    def _pieces(self, x: Tensor, run: Pass) -> int:
-        """Return how many frames of a clip to take at once, all of them where it is small."""
-        if run.frames == 1 or run.tap is not None or run.traced:
-            return run.frames
-        if self.depthwise.causal and not self.depthwise.splits and self.depthwise.taps > 1:
-            return run.frames
-        return max(1, CACHED_BYTES // (self.depthwise.expanded_bytes(x) * run.batch))
+    def _piece(self, x: Tensor, run: Pass) -> int | None:
+        """Return how many frames of a clip to take at once, or None if not in pieces."""
+        if run.frames == 1 or run.tap is not None or run.traced or x.device.type != "cpu":
+            return None
+        conv = self.depthwise
+        if not conv.splits and (conv.taps % 2 == 0 or (conv.causal and conv.taps > 1)):
+            return None
+        pieces = math.ceil(run.frames * run.batch * conv.expanded_bytes(x) / CACHED_BYTES)
+        return math.ceil(run.frames / pieces)
 
 
 def average_pool(x: Tensor) -> Tensor:
@@ -860,7 +930,7 @@ def average_pool(x: Tensor) -> Tensor:
     Args:
         x: (frames, height, width, channels), and so is what is returned.
     """
-    if x.numel() >= MANY_POOLED and fuses(x):
+    if x.shape[:3].numel() >= MANY_POOLED and fuses(x):
         kernel, padding, share = _pooling(*x.shape[1:])
         sums = torch.ops.mkldnn._convolution_pointwise(
             x.permute(0, 3, 1, 2), kernel, None, padding, (2, 2), (1, 1), x.shape[3], "none", [], ""
@@ -880,4 +950,4 @@ def _pooling(height: int, width: int, channels: int) -> tuple[Tensor, tuple[int,
     ones = F.pad(torch.ones(channels, 1, 3, 3), (right - left, 0, bottom - top, 0))
     cells = F.conv2d(torch.ones(1, 1, height, width), ones[:1], None, 2, (bottom, right))
     share = cells.reciprocal()[0, 0, :, :, None].repeat(1, 1, channels)
-    return _pack(ones, (2, 2), channels), (bottom, right), share
+    return pack(ones, (2, 2), channels), (bottom, right), share

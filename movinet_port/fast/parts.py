@@ -64,7 +64,7 @@ MANY_POOLED = 7000
 STRIP_BYTES = 640 << 10
 
 # The most that a piece of a clip's expanded frames takes.
-CACHED_BYTES = 6 << 20
+CACHED_BYTES = 8 << 20
 
 # The most that is kept of each piece of memory from one clip to the next.
 ROOM_BYTES = 64 << 20
@@ -365,6 +365,15 @@ class StreamConv(Part):
         """
         batch, frames = run.batch, run.frames
         around = 0 if self.splits else self.taps // 2
+
+        def expanded(first: int, last: int) -> Tensor:
+            piece = x[first * batch : last * batch]
+            return expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
+
+        if size >= frames:
+            mixed = self._over_frames(expanded(0, frames), run, around)
+            y = in_place(self.activation)(mixed.flatten(0, 1).contiguous())
+            return y, None if self.splits else y.flatten(1, 2).mean(1, dtype=run.dtype)
         clip = (frames, batch, *self.out_size(*x.shape[1:3]), self.spatial_out)
         y = run.room.take("mixed", x, clip)
         means = []
@@ -372,11 +381,9 @@ class StreamConv(Part):
         finished = 0
         for first in range(0, frames, size):
             last = min(first + size, frames)
-            piece = x[first * batch : last * batch]
-            hidden = expand(piece.view(-1, x.shape[3])).view(*piece.shape[:3], -1)
             # What the piece adds to every frame that sees one of its frames.
-            part = self._over_frames(hidden, run, around if size == frames else 2 * around)
-            start = 0 if size == frames else first - around
+            part = self._over_frames(expanded(first, last), run, 2 * around)
+            start = first - around
             if unfinished is not None:
                 part[: 2 * around] += unfinished
             complete = frames if last == frames else max(finished, last - around)

@@ -105,6 +105,7 @@ class Room:
     """
 
     def __init__(self) -> None:
+        _keep_heap()
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -122,6 +123,15 @@ class Room:
         if kept is None or kept.numel() < size or kept.dtype != like.dtype:
             kept = self._kept[name] = like.new_empty(size)
         return kept[:size].view(*shape)
+
+
+@functools.cache
+def _keep_heap() -> None:
+    """Have malloc keep what is given back to it, for results that cannot be given memory.
+
+    glibc keeps twice the largest block that it was ever given back, of those up to 32 MiB.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 class Pass:

@@ -49,7 +49,7 @@ class VectorProduct:
     Args:
         pointwise: what is done with every row; its tensors are copied.
         unit: (in,) what one is worth in each place of the vector, by default one.
-        out: (1, out) where the result is written, by default memory of its own.
+        out: (1, out) where the result is written, by default anywhere.
 
     Attributes:
         vector: (1, in), to be filled before each call.
@@ -61,6 +61,7 @@ class VectorProduct:
         assert pointwise.constant is not None
         weight = pointwise.weight if unit is None else pointwise.weight / unit
         self._activation = pointwise.activation
+        self._anywhere = out is None
         self._out = weight.new_empty(1, len(weight)) if out is None else out
         self._flat = self._out[0]
         self._bias = pointwise.constant
@@ -94,7 +95,7 @@ class VectorProduct:
             elif activation is not None:
                 return activate(activation, bags, y)
             else:
-                y.copy_(bags)
+                y = bags if self._anywhere else y.copy_(bags)
         return y if activation is None else in_place(activation)(y)
 
 

@@ -246,18 +246,22 @@ def test_a_step_leaves_the_state_that_it_was_given(build: Any) -> None:
 
 @pytest.mark.parametrize("changes", BASE, ids=_name)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=_name)
 @pytest.mark.parametrize("piece", [20_000, 100_000])
+@pytest.mark.parametrize(
+    ("dtype", "volumes"), [(torch.float32, True), (torch.float32, False), (torch.float64, True)]
+)
 def test_a_long_clip_in_pieces_gives_the_same_logits(
     build: Any,
     changes: dict[str, Any],
     batch: int,
-    dtype: torch.dtype,
     piece: int,
+    dtype: torch.dtype,
+    volumes: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parts, "CACHED_BYTES", piece)
     monkeypatch.setattr(parts, "HEAVY", 100_000)
+    monkeypatch.setattr(parts, "HAS_VOLUMES", parts.HAS_VOLUMES and volumes)
     model = build("base", **changes).to(dtype)
     fast = optimize(model)
     clip = torch.rand(batch, 3, 11, 29, 34, dtype=dtype)

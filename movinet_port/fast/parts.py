@@ -421,7 +421,7 @@ class StreamConv(Part):
             (frames + 2 * padding - taps + 1, batch, height, width, channels).
         """
         kernels, packed, around = self.layout(*x.shape[1:3])
-        if packed:
+        if packed and HAS_VOLUMES:
             found = torch.ops.mkldnn._convolution_pointwise(
                 x.unflatten(0, (-1, run.batch)).permute(1, 4, 0, 2, 3),
                 self._volume(*x.shape[1:3]),
@@ -737,6 +737,11 @@ def fuses(x: Tensor) -> bool:
 _HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise_"
 )
+
+
+# Whether oneDNN has a depthwise convolution over frames and space. Elsewhere it would copy every
+# window, to multiply matrices.
+HAS_VOLUMES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def _every(first: int, size: int, kernel: int, stride: int) -> slice:

@@ -47,7 +47,7 @@ class VectorProduct:
     shares the rows among threads.
 
     Args:
-        pointwise: what is done with every row; its tensors are copied.
+        pointwise: what is done with every row; its weight is copied.
         unit: (in,) what one is worth in each place of the vector, by default one.
         out: (1, out) where the result is written, by default anywhere.
 

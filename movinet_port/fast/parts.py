@@ -70,7 +70,7 @@ CACHED_BYTES = 8 << 20
 ROOM_BYTES = 64 << 20
 
 # What the functions of `torch.nn.functional` call. A single frame has 60 activations, so small that
-# the functions around them take a third of the time.
+# the functions around them count.
 _IN_PLACE: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     hard_swish: torch._C._nn.hardswish_,
     swish: torch._C._nn.silu_,
@@ -445,7 +445,7 @@ class StreamConv(Part):
             first = (padding - tap) * run.batch
             seen = x[max(0, -first) : frames - first]
             part = y[max(0, first) : max(0, first) + len(seen)]
-            self._accumulate(part, seen, kernel, None, packed, around)
+            self._accumulate(part, seen, kernel, packed, around)
         return y.unflatten(0, (-1, run.batch))
 
     def _frame_by_frame(self, x: Tensor, run: Pass) -> Tensor:
@@ -542,7 +542,7 @@ class StreamConv(Part):
             if tap == full or not x.shape[0]:
                 continue
             part, kernel = y[first : first + x.shape[0]], kernels[tap]
-            self._accumulate(part, x, kernel, None, packed, padding)
+            self._accumulate(part, x, kernel, packed, padding)
         return self.activation(y)
 
     def _accumulate(
@@ -550,18 +550,17 @@ class StreamConv(Part):
         y: Tensor,
         x: Tensor,
         kernel: Tensor,
-        bias: Tensor | None,
         packed: bool,
         padding: tuple[int, int],
     ) -> None:
-        """Add to `y` the frames `x`, convolved, and the bias."""
+        """Add to `y` the frames `x`, convolved."""
         planes, sums = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
         if packed:
             torch.ops.mkldnn._convolution_pointwise_(
                 sums,
                 planes,
                 kernel,
-                bias,
+                None,
                 padding,
                 self.stride,
                 (1, 1),
@@ -573,7 +572,7 @@ class StreamConv(Part):
                 None,
             )
         else:
-            sums += F.conv2d(planes, kernel, bias, self.stride, padding, 1, self.groups)
+            sums += F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
 
     def in_strips(self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass) -> Tensor:
         """Expand and convolve one frame for a compiler, strip by strip.

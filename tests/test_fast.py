@@ -26,6 +26,7 @@ from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
 from movinet_port.fast import FastMoViNet, Held, graph, hold, kernels, network, parts
+from movinet_port.fast import frame as frame_plan
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.optimize import fold_network
@@ -38,6 +39,7 @@ ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 BASE = [{"conv_type": c, "se_type": s} for c in ("3d", "2plus1d") for s in ("3d", "2plus3d")]
 BASE += [{"conv_type": "3d_2plus1d", "se_type": "2d"}, {"se_type": "none"}]
+BASE += [{"activation": activation} for activation in ("hard_swish", "relu", "relu6")]
 STREAM: list[dict[str, Any]] = [
     {},
     {"positional_encoding": True},
@@ -242,6 +244,26 @@ def test_a_step_leaves_the_state_that_it_was_given(build: Any) -> None:
     again, _ = fast.step(frame, state)
     assert torch.equal(first, again)
     assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("changes", STREAM, ids=_name)
+@pytest.mark.parametrize(("small", "large"), [(0, 10**9), (0, 0), (10**9, 0)])
+def test_single_frames_of_large_networks_give_the_same_logits(
+    build: Any,
+    changes: dict[str, Any],
+    small: int,
+    large: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What is chosen by size in the published networks, forced on one that is quick to build.
+    monkeypatch.setattr(frame_plan, "_SMALL", small)
+    monkeypatch.setattr(frame_plan, "_LARGE", large)
+    monkeypatch.setattr(parts, "HEAVY", 1)
+    model = build(**changes)
+    fast = optimize(model)
+    with torch.no_grad():
+        for frame in torch.rand(4, 1, 3, 1, 33, 38):
+            assert error(fast(frame), model(frame)) < ROUNDING[torch.float32]
 
 
 @pytest.mark.parametrize("changes", BASE, ids=_name)

@@ -42,11 +42,15 @@ INLINE Vector activate(Vector x) {
     }
 }
 
-template <Activation kind>
-INLINE float activate(float x) {
-    Vector all = {};
-    all[0] = x;
-    return activate<kind>(all)[0];
+// A squeeze-excitation's gates, a sigmoid where `limit` is below 0.
+INLINE Vector gate(Vector x, float limit) {
+    const Vector zero = {};
+    if (limit < 0) {
+        for (int lane = 0; lane < LANES; ++lane) x[lane] = 1 / (1 + std::exp(-x[lane]));
+        return x;
+    }
+    x = x > zero ? x : zero;
+    return x < zero + limit ? x : zero + limit;
 }
 
 struct Layer {
@@ -89,6 +93,11 @@ struct Product {
     int64_t out_row;
 };
 
+INLINE int64_t column_of(int64_t vector, int64_t columns) {
+    const int64_t column = vector * LANES, last = columns - LANES;
+    return column < last ? column : last;
+}
+
 template <Activation kind, int rows, int vectors>
 inline void multiply_block(Product p, const int64_t* columns) {
     Vector y[rows][vectors];
@@ -123,10 +132,7 @@ inline void multiply_rows(const Product& p, int64_t first, int64_t last, int64_t
         Product part = p;
         part.b += vector * p.depth * LANES;
         int64_t at[4];
-        for (int64_t v = 0; v < 4; ++v) {
-            at[v] = (vector + v) * LANES;
-            if (at[v] + LANES > columns) at[v] = columns - LANES;
-        }
+        for (int64_t v = 0; v < 4; ++v) at[v] = column_of(vector + v, columns);
         const int64_t left = last - vector;
         if constexpr (rows <= kFewRows) {
             if (left >= 4) {
@@ -171,6 +177,8 @@ struct Share {
     int64_t first_row, last_row, first_channel, last_channel;
 };
 
+INLINE int64_t width_of(Share share) { return share.last_channel - share.first_channel; }
+
 // Deal out rows or channels, whichever goes up more evenly.
 INLINE Share share_of(const Layer& l, int64_t thread, int64_t threads) {
     const int64_t vectors = ceil_divide(l.channels, LANES);
@@ -194,16 +202,29 @@ INLINE void for_vectors(int64_t first, int64_t last, const Body& body) {
     if (first < last) body(last - LANES);
 }
 
-// A row of the frame, expanded and padded.
+INLINE int64_t padded_width(const Layer& l) {
+    return (l.out_width - 1) * l.stride_width + l.kernel_width;
+}
+
+// Where an expanded row ends that begins at `l.left`; a stride may leave out its last pixels.
+INLINE int64_t row_end(const Layer& l) {
+    const int64_t end = l.left + l.width, wide = padded_width(l);
+    return end < wide ? end : wide;
+}
+
+// By vectors, because the last one may overlap.
+INLINE float* sum_of(float* sums, int64_t channel) {
+    return sums + ceil_divide(channel, LANES) * LANES;
+}
+
+// A row of the frame, expanded; what is left and right of it has been zero from the beginning.
 template <Activation kind>
-inline void expand_row(const Layer& l, Share share, int64_t row, int64_t wide, float* to) {
-    const int64_t width = share.last_channel - share.first_channel;
+inline void expand_row(const Layer& l, Share share, int64_t row, float* to) {
+    const int64_t width = width_of(share);
     if (row < 0 || row >= l.height) {
-        std::memset(to, 0, sizeof(float) * width * wide);
+        std::memset(to, 0, sizeof(float) * width * padded_width(l));
         return;
     }
-    // What is left and right of the frame is zero from the beginning.
-    const int64_t end = l.left + l.width < wide ? l.left + l.width : wide;
     Product p;
     p.a = l.x + row * l.width * l.inputs;
     p.a_row = l.inputs;
@@ -213,18 +234,24 @@ inline void expand_row(const Layer& l, Share share, int64_t row, int64_t wide, f
     p.start_row = 0;
     p.out = to + l.left * width - share.first_channel;
     p.out_row = width;
-    multiply<kind>(p, end - l.left, ceil_divide(share.first_channel, LANES),
+    multiply<kind>(p, row_end(l) - l.left, ceil_divide(share.first_channel, LANES),
                    ceil_divide(share.last_channel, LANES), l.channels);
 }
 
-// A few pixels of a row, convolved over space.
+// A vector of channels of a few pixels, convolved over space, and added to the channels' sum unless
+// they are convolved over time as well.
+//
+// rows: what the kernel sees, each from the first pixel on.
+// at: the first pixel in the frame.
 template <Activation kind, int pixels>
-INLINE void convolve(const Layer& l, const float* const* rows, int64_t width, const float* cell,
-                     Vector bias, float* to) {
+INLINE void convolve(const Layer& l, const float* const* rows, int64_t width, int64_t channel,
+                     int64_t at, float* sum) {
     Vector y[pixels];
+    const Vector bias = load(l.bias + channel);
 #pragma GCC unroll 16
     for (int p = 0; p < pixels; ++p) y[p] = bias;
     const int64_t step = l.stride_width * width;
+    const float* cell = l.cells + channel;
     for (int64_t row = 0; row < l.kernel_height; ++row) {
         const float* seen = rows[row];
         for (int64_t column = 0; column < l.kernel_width; ++column) {
@@ -235,65 +262,62 @@ INLINE void convolve(const Layer& l, const float* const* rows, int64_t width, co
             seen += width;
         }
     }
+    float* const to = (l.frames ? l.mixed : l.convolved) + at;
+    Vector all = {};
 #pragma GCC unroll 16
-    for (int p = 0; p < pixels; ++p) store(to + p * l.channels, activate<kind>(y[p]));
+    for (int p = 0; p < pixels; ++p) {
+        const Vector x = activate<kind>(y[p]);
+        store(to + p * l.channels, x);
+        all += x;
+    }
+    if (!l.frames) store(sum, load(sum) + all);
 }
 
 template <Activation kind, int most>
 INLINE void convolve_some(const Layer& l, int64_t pixels, const float* const* rows, int64_t width,
-                          const float* cell, Vector bias, float* to) {
+                          int64_t channel, int64_t at, float* sum) {
     if constexpr (most > 0) {
-        if (pixels == most) return convolve<kind, most>(l, rows, width, cell, bias, to);
-        convolve_some<kind, most - 1>(l, pixels, rows, width, cell, bias, to);
+        if (pixels == most) return convolve<kind, most>(l, rows, width, channel, at, sum);
+        convolve_some<kind, most - 1>(l, pixels, rows, width, channel, at, sum);
     }
 }
 
 // A row of the output, convolved over space. The layer is copied, so that the compiler knows that
 // nobody writes to it.
 template <Activation kind>
-inline void convolve_row(const Layer l, Share share, const float* const* padded, float* to) {
-    const int64_t width = share.last_channel - share.first_channel;
-    for_vectors(0, width, [&](int64_t channel) {
+inline void convolve_row(const Layer l, Share share, int64_t row, const float* const* padded,
+                         float* sums) {
+    const int64_t width = width_of(share);
+    for_vectors(share.first_channel, share.last_channel, [&](int64_t channel) {
         const float* rows[HIGHEST_KERNEL];
-        for (int64_t row = 0; row < l.kernel_height; ++row) rows[row] = padded[row] + channel;
-        const float* cell = l.cells + share.first_channel + channel;
-        const Vector bias = load(l.bias + share.first_channel + channel);
-        float* out = to + share.first_channel + channel;
-        const auto move = [&](int64_t pixels) {
-            out += pixels * l.channels;
-            for (int64_t row = 0; row < l.kernel_height; ++row)
-                rows[row] += pixels * l.stride_width * width;
-        };
-        int64_t left = l.out_width;
+        for (int64_t i = 0; i < l.kernel_height; ++i)
+            rows[i] = padded[i] + channel - share.first_channel;
+        int64_t at = row * l.out_width * l.channels + channel, left = l.out_width;
         for (int64_t blocks = ceil_divide(left, kPixels); blocks > 0; --blocks) {
             const int64_t now = ceil_divide(left, blocks);
-            convolve_some<kind, kPixels>(l, now, rows, width, cell, bias, out);
-            move(now);
+            convolve_some<kind, kPixels>(l, now, rows, width, channel, at, sum_of(sums, channel));
+            for (int64_t i = 0; i < l.kernel_height; ++i)
+                rows[i] += now * l.stride_width * width;
+            at += now * l.channels;
             left -= now;
         }
     });
 }
 
-// A row of the output: convolved over time if it is, and added to the sums of its channels.
+// A row of the output, convolved over time and added to the sums of its channels.
 template <Activation kind, int frames>
 inline void finish_row(const Layer l, Share share, int64_t row, float* sums) {
     for (int64_t column = 0; column < l.out_width; ++column) {
         const int64_t pixel = (row * l.out_width + column) * l.channels;
         for_vectors(share.first_channel, share.last_channel, [&](int64_t channel) {
-            Vector y;
-            if constexpr (frames > 0) {
-                const float* tap = l.taps + channel;
-                y = load(l.temporal_bias + channel);
+            const float* tap = l.taps + channel;
+            Vector y = load(l.temporal_bias + channel);
 #pragma GCC unroll 8
-                for (int frame = 0; frame < frames; ++frame, tap += l.channels)
-                    y += load(tap) * load(l.held[frame] + pixel + channel);
-                y = activate<kind>(y + load(tap) * load(l.mixed + pixel + channel));
-                store(l.convolved + pixel + channel, y);
-            } else {
-                y = load(l.convolved + pixel + channel);
-            }
-            // By vectors, because the last one may overlap.
-            float* const sum = sums + ceil_divide(channel, LANES) * LANES;
+            for (int frame = 0; frame < frames; ++frame, tap += l.channels)
+                y += load(tap) * load(l.held[frame] + pixel + channel);
+            y = activate<kind>(y + load(tap) * load(l.mixed + pixel + channel));
+            store(l.convolved + pixel + channel, y);
+            float* const sum = sum_of(sums, channel);
             store(sum, load(sum) + y);
         });
     }
@@ -301,76 +325,97 @@ inline void finish_row(const Layer l, Share share, int64_t row, float* sums) {
 
 template <Activation kind, int most>
 INLINE void finish_row_of(const Layer& l, Share share, int64_t row, float* sums) {
-    if (l.frames == most) return finish_row<kind, most>(l, share, row, sums);
-    if constexpr (most > 0) finish_row_of<kind, most - 1>(l, share, row, sums);
+    if constexpr (most > 0) {
+        if (l.frames == most) return finish_row<kind, most>(l, share, row, sums);
+        finish_row_of<kind, most - 1>(l, share, row, sums);
+    }
 }
 
-INLINE int64_t padded_width(const Layer& l) {
-    return (l.out_width - 1) * l.stride_width + l.kernel_width;
+// Ask for what is held of a row: it has not been seen since the last frame.
+inline void prefetch_row(const Layer& l, Share share, int64_t row) {
+    const int64_t width = width_of(share), line = 64 / sizeof(float);
+    // Rows of whole pixels lie behind one another.
+    const bool whole = width == l.channels;
+    const int64_t runs = whole ? 1 : l.out_width, size = whole ? l.out_width * width : width;
+    for (int64_t frame = 0; frame < l.frames; ++frame) {
+        const float* from = l.held[frame] + row * l.out_width * l.channels + share.first_channel;
+        for (int64_t run = 0; run < runs; ++run, from += l.channels)
+            for (int64_t at = 0; at < size; at += line) __builtin_prefetch(from + at, 0, 2);
+    }
 }
 
 // A thread's share of the expansion and both convolutions.
 //
-// rows: (kernel height, padded width, channels), zero: as many rows as the kernel sees, of which
-//     each takes the place of one that is seen no more.
+// rows: (kernel height, padded width, channels): as many rows as the kernel sees, of which each
+//     takes the place of one that is seen no more.
 template <Activation kind>
 inline void convolve_share(const Layer& l, Share share, float* rows, float* sums) {
-    const int64_t wide = padded_width(l);
-    const int64_t size = wide * (share.last_channel - share.first_channel);
+    const int64_t width = width_of(share), size = padded_width(l) * width;
+    const int64_t end = row_end(l) * width;
+    for (int64_t row = 0; row < l.kernel_height; ++row) {
+        std::memset(rows + row * size, 0, sizeof(float) * l.left * width);
+        std::memset(rows + row * size + end, 0, sizeof(float) * (size - end));
+    }
     const auto place = [&](int64_t row) { return rows + (row + l.top) % l.kernel_height * size; };
-    float* const mixed = l.frames ? l.mixed : l.convolved;
     int64_t next = -l.top;
     for (int64_t row = share.first_row; row < share.last_row; ++row) {
+        prefetch_row(l, share, row);
         const int64_t first = row * l.stride_height - l.top, last = first + l.kernel_height;
         if (next < first) next = first;
-        for (; next < last; ++next) expand_row<kind>(l, share, next, wide, place(next));
+        for (; next < last; ++next) expand_row<kind>(l, share, next, place(next));
         const float* seen[HIGHEST_KERNEL];
         for (int64_t i = 0; i < l.kernel_height; ++i) seen[i] = place(first + i);
-        convolve_row<kind>(l, share, seen, mixed + row * l.out_width * l.channels);
+        convolve_row<kind>(l, share, row, seen, sums);
         finish_row_of<kind, MOST_TAPS - 1>(l, share, row, sums);
     }
 }
 
-INLINE float add_up(Vector x) {
-    float lanes[LANES];
-    store(lanes, x);
+// Some vectors of rows of a matrix times a vector, from one of its numbers to another. `finish` takes
+// each vector of products.
+//
+// matrix: laid out as `Product` wants it, from the first of these vectors on.
+template <int vectors, typename Finish>
+INLINE void multiply_vectors(const float* matrix, const float* x, int64_t depth, int64_t first,
+                             int64_t last, const Finish& finish) {
+    // As many sums as multiplications are under way.
+    constexpr int parts = 8 / vectors;
+    Vector y[parts][vectors] = {};
+    const int64_t next = depth * LANES;
+    for (; first + parts <= last; first += parts) {
+#pragma GCC unroll 8
+        for (int part = 0; part < parts; ++part) {
+            const float number = x[first + part];
+            const float* const from = matrix + (first + part) * LANES;
 #pragma GCC unroll 4
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
-}
-
-// A few rows of a matrix times a vector.
-template <int rows>
-INLINE void dot(const float* matrix, const float* vector, int64_t columns, float* out) {
-    Vector sums[rows] = {};
-    int64_t column = 0;
-    for (; column + LANES <= columns; column += LANES) {
-        const Vector x = load(vector + column);
-#pragma GCC unroll 4
-        for (int row = 0; row < rows; ++row) sums[row] += x * load(matrix + row * columns + column);
+            for (int v = 0; v < vectors; ++v) y[part][v] += number * load(from + v * next);
+        }
     }
+    for (; first < last; ++first)
 #pragma GCC unroll 4
-    for (int row = 0; row < rows; ++row) out[row] = add_up(sums[row]);
-    for (; column < columns; ++column)
-        for (int row = 0; row < rows; ++row)
-            out[row] += matrix[row * columns + column] * vector[column];
+        for (int v = 0; v < vectors; ++v)
+            y[0][v] += x[first] * load(matrix + first * LANES + v * next);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+#pragma GCC unroll 8
+        for (int part = 1; part < parts; ++part) y[0][v] += y[part][v];
+        finish(v, y[0][v]);
+    }
 }
 
-// A thread's share of the rows of a matrix times a vector; `finish` takes each row's product.
+// Rows of a matrix times a vector, from one vector of rows to another and from one number to another.
 template <typename Finish>
-INLINE void dot_rows(const float* matrix, const float* vector, int64_t rows, int64_t columns,
-                     int64_t thread, int64_t threads, const Finish& finish) {
-    const int64_t last = rows * (thread + 1) / threads;
-    float out[4];
-    for (int64_t row = rows * thread / threads; row < last;) {
-        const int64_t now = last - row < 4 ? 1 : 4;
-        if (now == 4)
-            dot<4>(matrix + row * columns, vector, columns, out);
-        else
-            dot<1>(matrix + row * columns, vector, columns, out);
-        for (int64_t i = 0; i < now; ++i) finish(row + i, out[i]);
-        row += now;
+INLINE void multiply_vector(const float* matrix, const float* x, int64_t depth, int64_t first_row,
+                            int64_t last_row, int64_t first, int64_t last, const Finish& finish) {
+    while (first_row < last_row) {
+        const float* const from = matrix + first_row * depth * LANES;
+        const auto finish_one = [&](int64_t v, Vector sum) { finish(first_row + v, sum); };
+        if (last_row - first_row >= 4) {
+            multiply_vectors<4>(from, x, depth, first, last, finish_one);
+            first_row += 4;
+        } else {
+            multiply_vectors<1>(from, x, depth, first, last, finish_one);
+            ++first_row;
+        }
     }
 }
 
@@ -447,17 +492,17 @@ void compute(Layer l) {
     // For each thread what is convolved and then what is gated, the value squeezed, and its sums.
     const int64_t rows = l.kernel_height * padded_width(l) * l.channels;
     const int64_t room = whole_lines(rows > kRows * l.channels ? rows : kRows * l.channels);
-    const int64_t squeezed = whole_lines(l.squeezed);
+    const int64_t squeezed = whole_lines(l.squeezed > l.hidden ? l.squeezed : l.hidden);
     const int64_t summed = ceil_divide(l.channels, LANES) * LANES;
     const int64_t own = room + squeezed + whole_lines(summed);
-    // For all of them the gates, their hidden layer, and the frame.
+    // For all of them the gates, each one's part of their hidden layer, and the frame.
     const int64_t hidden_size = whole_lines(l.hidden), gates_size = whole_lines(l.channels);
     const int64_t frame = whole_lines(l.out_height * l.out_width * l.channels);
-    const int64_t size = (all * own + hidden_size + gates_size + frame) * sizeof(float);
+    const int64_t size = (all * (own + hidden_size) + gates_size + frame) * sizeof(float);
     const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, size)));
     if (!memory) throw std::bad_alloc();
     float* const hidden = memory.get() + all * own;
-    float* const gates = hidden + hidden_size;
+    float* const gates = hidden + all * hidden_size;
     l.convolved = gates + gates_size;
     float* const sums = memory.get() + room + squeezed;
 #pragma omp parallel
@@ -465,23 +510,30 @@ void compute(Layer l) {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
         float* const scratch = memory.get() + thread * own;
         float* const value = scratch + room;
-        std::memset(scratch, 0, sizeof(float) * rows);
         std::memset(sums + thread * own, 0, sizeof(float) * summed);
         convolve_share<kind>(l, share_of(l, thread, threads), scratch, sums + thread * own);
 #pragma omp barrier
         if (l.squeezed) {
             pool(l, sums, own, thread, threads, value);
-            dot_rows(l.reduce, value, l.hidden, l.squeezed, thread, threads,
-                     [&](int64_t row, float sum) {
-                         hidden[row] = activate<kind>(sum + l.reduce_bias[row]);
-                     });
+            // Of every hidden number, each thread adds up a part.
+            float* const part = hidden + thread * hidden_size;
+            multiply_vector(l.reduce, value, l.squeezed, 0, ceil_divide(l.hidden, LANES),
+                            l.squeezed * thread / threads, l.squeezed * (thread + 1) / threads,
+                            [=](int64_t vector, Vector sum) { store(part + vector * LANES, sum); });
 #pragma omp barrier
-            dot_rows(l.expand, hidden, l.channels, l.hidden, thread, threads,
-                     [&](int64_t row, float sum) {
-                         const float x = sum + l.expand_bias[row];
-                         gates[row] = l.limit < 0 ? 1 / (1 + std::exp(-x))
-                                                  : std::fmin(std::fmax(x, 0.0f), l.limit);
-                     });
+            for (int64_t at = 0; at < l.hidden; at += LANES) {
+                Vector sum = load(l.reduce_bias + at);
+                for (int64_t other = 0; other < threads; ++other)
+                    sum += load(hidden + other * hidden_size + at);
+                store(value + at, activate<kind>(sum));
+            }
+            const int64_t vectors = ceil_divide(l.channels, LANES);
+            multiply_vector(l.expand, value, l.hidden, vectors * thread / threads,
+                            vectors * (thread + 1) / threads, 0, l.hidden,
+                            [=, &l](int64_t vector, Vector sum) {
+                                const int64_t at = column_of(vector, l.channels);
+                                store(gates + at, gate(sum + load(l.expand_bias + at), l.limit));
+                            });
 #pragma omp barrier
         }
         project(l, l.squeezed ? gates : nullptr, thread, threads, scratch);

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from movinet_port.fast.network import FastMoViNet
 from movinet_port.fast.parts import Layer, Pass
@@ -191,7 +192,12 @@ class LayerKernel:
             reduce, expand = gate.reduce, gate.expand
             numbers["hidden"], numbers["squeezed"] = reduce.weight.shape
             numbers["spatial"], numbers["whole"] = int(gate.spatial), int(gate.whole)
-            tensors["gate"] = [reduce.weight, reduce.constant, expand.weight, expand.constant]
+            assert reduce.constant is not None
+            # The hidden layer in whole vectors.
+            more = -reduce.weight.shape[0] % self._lanes
+            reduce_matrix = self._laid_out(F.pad(reduce.weight, (0, 0, 0, more)))
+            tensors["gate"] = [reduce_matrix, F.pad(reduce.constant, (0, more))]
+            tensors["gate"] += [self._laid_out(expand.weight), expand.constant]
             limit = -1.0 if gate.limit is None else gate.limit
             if gate.whole:
                 tensors["memory"] = [run.state.pools[layer.name], run.part_now]

@@ -17,6 +17,7 @@ from movinet_port.fast import aot, native
 from movinet_port.fast.optimize import fold_network
 from movinet_port.fast.parts import Pass
 from movinet_port.fast.state import hold
+from movinet_port.spec import StemSpec
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64")
@@ -24,11 +25,20 @@ pytestmark = pytest.mark.skipif(
     reason="for x86, with a C++ compiler",
 )
 
-# Gates, activations, and sizes for which rows or channels are dealt out; with vectors of 16 lanes,
-# as AVX-512 has them, and of 8.
+# Gates, activations, classes, stems, and sizes for which rows or channels are dealt out; with
+# vectors of 16 lanes, as AVX-512 has them, and of 8.
 NETWORKS: list[tuple[int, dict[str, Any], tuple[int, int]]] = [
     (16, {}, (37, 46)),
-    (16, {"se_type": "none", "activation": "relu"}, (64, 130)),
+    (
+        16,
+        {
+            "se_type": "none",
+            "activation": "relu",
+            "stem": StemSpec(filters=16),
+            "num_classes": 21,
+        },
+        (64, 130),
+    ),
     (
         8,
         {
@@ -65,21 +75,27 @@ def test_layers_in_cpp_give_the_logits_and_states_of_the_readable_network(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    taken: list[bool] = []
-    takes = native.LayerKernel.takes
+    taken: dict[str, list[bool]] = {"takes": [], "takes_stem": [], "takes_vector": []}
+    for name, found in taken.items():
+        takes = getattr(native.Kernels, name)
 
-    def record(*arguments: Any) -> bool:
-        taken.append(takes(*arguments))
-        return taken[-1]
+        def record(
+            *arguments: Any, takes: Callable[..., bool] = takes, found: list[bool] = found
+        ) -> bool:
+            found.append(takes(*arguments))
+            return found[-1]
 
-    monkeypatch.setattr(native.LayerKernel, "takes", record)
+        monkeypatch.setattr(native.Kernels, name, record)
     monkeypatch.setattr(
-        aot, "layer_kernel", lambda network: native.LayerKernel(lanes, network.spec.activation)
+        aot, "kernels_for", lambda network: native.Kernels(lanes, network.spec.activation)
     )
     model = randomised(MoViNet(mini_spec("stream", **changes)))
     aot.compile_package(fold_network(model), tmp_path / "mini.pt2", size=size)
-    assert taken
-    assert all(taken)
+    assert taken["takes"]
+    assert all(taken["takes"])
+    assert taken["takes_stem"] == [True]
+    # Inductor computes fewer classes than a vector has lanes.
+    assert taken["takes_vector"] == [True, model.spec.num_classes >= lanes]
     package = movinet_port.load(tmp_path / "mini.pt2")
     frames = torch.rand(6, 1, 3, 1, *size)
     for count in (1, 2, 3, 5):
@@ -96,17 +112,21 @@ def test_layers_in_cpp_give_the_logits_and_states_of_the_readable_network(
 def test_what_the_cpp_does_not_cover_is_left_to_inductor(
     mini_spec: Callable[..., Any], randomised: Callable[..., Any]
 ) -> None:
-    def takes(lanes: int = 16, frames: int = 1, batch: int = 1, **changes: Any) -> bool:
+    def takes(
+        lanes: int = 16, frames: int = 1, batch: int = 1, **changes: Any
+    ) -> tuple[bool, bool]:
         network = fold_network(randomised(MoViNet(mini_spec("stream", **changes))))
         run = Pass(batch, frames, hold(network.init_state(batch, 16, 16)), torch.float32)
         x = torch.empty(frames * batch, 8, 8, 16, dtype=network.dtype)
-        return native.LayerKernel(lanes, "relu").takes(network.bottlenecks[-2], x, run)
+        kernels = native.Kernels(lanes, "relu")
+        layer = network.bottlenecks[-2]
+        return kernels.takes(layer, x, run), kernels.takes_stem(network.stem, x, run)
 
-    assert takes()
-    assert not takes(lanes=64)  # than which it is narrower
-    assert not takes(frames=2)
-    assert not takes(batch=2)
-    assert not takes(conv_type="3d")
+    assert takes() == (True, True)
+    assert takes(lanes=64) == (False, False)  # than which it is narrower
+    assert takes(frames=2) == (False, False)
+    assert takes(batch=2) == (False, False)
+    assert takes(conv_type="3d") == (False, True)
 
 
 @pytest.mark.parametrize("missing", ["type", "activation", "option", "instructions"])
@@ -120,7 +140,7 @@ def test_without_what_it_needs_there_is_no_kernel(
 
     def found(**changes: Any) -> Any:
         model = randomised(MoViNet(mini_spec("stream", **changes)))
-        return native.layer_kernel(fold_network(model, dtype))
+        return native.kernels_for(fold_network(model, dtype))
 
     dtype = torch.float32
     assert found() is not None

@@ -24,7 +24,7 @@ import torch
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError
 from movinet_port.fast.graph import OPTIONS, PRODUCTS, Graph, GraphNetwork
 from movinet_port.fast.kernels import own_products
-from movinet_port.fast.native import layer_kernel
+from movinet_port.fast.native import kernels_for
 from movinet_port.fast.network import FastMoViNet
 from movinet_port.fast.state import hold
 from movinet_port.files import whole_file
@@ -123,15 +123,15 @@ def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, in
     state = []
     if network.spec.causal:
         state = hold(network.init_state(batch, height, width)).flat()
-    kernel = layer_kernel(network)
+    kernels = kernels_for(network)
     with torch.no_grad():
         try:
-            program = torch.export.export(Graph(network, kernel), (video, *state), strict=False)
+            program = torch.export.export(Graph(network, kernels), (video, *state), strict=False)
 
             def write(options: Mapping[str, Any]) -> None:
                 options = {**OPTIONS, **options}
-                if kernel is not None:
-                    options.update(kernel.options())
+                if kernels is not None:
+                    options.update(kernels.options())
                 aoti_compile_and_package(
                     program, package_path=str(package), inductor_configs=options
                 )

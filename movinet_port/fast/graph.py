@@ -22,7 +22,7 @@ from movinet_port.model import check_video, init_state
 from movinet_port.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from movinet_port.fast.native import LayerKernel
+    from movinet_port.fast.native import Kernels
 
 # What Inductor's matrix products compute at a time.
 _COLUMNS = 16
@@ -45,19 +45,19 @@ class Graph(nn.Module):
 
     Args:
         network: the optimised network.
-        kernel: computes the layers that it takes, in a package.
+        kernels: compute what they take, in a package.
     """
 
-    def __init__(self, network: FastMoViNet, kernel: LayerKernel | None = None) -> None:
+    def __init__(self, network: FastMoViNet, kernels: Kernels | None = None) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernels = kernels
         self.network = widened(network)
         self.layout = layout_of(network.spec)
 
     def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return logits, the newest frames, the pools and the count."""
         held = None if self.layout is None else self.layout.apart(state)
-        logits, after = self.network.compute(video, held, kernel=self.kernel)
+        logits, after = self.network.compute(video, held, kernels=self.kernels)
         if after is None:
             return (logits,)
         new = [

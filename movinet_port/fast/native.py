@@ -1,14 +1,15 @@
-"""Layers of a package in C++: a whole bottleneck of a stream for one new frame of one video.
+"""Parts of a package in C++: what a stream computes for one new frame of one video.
 
-`layer.cpp` computes it. In a graph it is an operation without an implementation in PyTorch: it is
-there while the graph is exported, and becomes a call of a function that AOTInductor compiles
-together with the package. What the function does not cover, Inductor computes.
+`frame.cpp` computes it: the stem, whole bottlenecks, and the classifier's products. In a graph each
+is an operation without an implementation in PyTorch: it is there while the graph is exported, and
+becomes a call of a function that AOTInductor compiles together with the package. What the functions
+do not cover, Inductor computes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -17,15 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from movinet_port.fast.network import FastMoViNet
-from movinet_port.fast.parts import Layer, Pass
+from movinet_port.fast.parts import Layer, Pass, Pointwise, StreamConv
 
 # Activations by the C++'s names. It has no swish: the streams that have it are causal in 3-D.
 _ACTIVATIONS = {"hard_swish": "kHardSwish", "relu": "kRelu", "relu6": "kRelu6"}
 _HIGHEST_KERNEL = 8
 _MOST_TAPS = 7
 
-# The lists of tensors that the operation takes, and the members of the C++'s `Layer` that they are.
-# A list is empty where the layer has none of it; more tensors than names are held frames.
+# The lists of tensors that a layer takes, and the members of the C++'s `Layer` that they are. One
+# is empty where a layer has none of it; more tensors than names are held frames.
 _TENSORS = {
     "products": ("x", "residual", "expansion", "expansion_bias", "projection"),
     "spatial_part": ("cells", "bias"),
@@ -34,17 +35,15 @@ _TENSORS = {
     "memory": ("pool", "part"),
     "encoding": ("wave",),
 }
-_NUMBERS = (
-    *("height", "width", "inputs", "out_height", "out_width", "outputs", "channels"),
+_CONVOLUTION = (
+    *("height", "width", "out_height", "out_width"),
     *("kernel_height", "kernel_width", "stride_height", "stride_width", "top", "left"),
-    *("squeezed", "hidden", "spatial", "whole"),
 )
-
-_SCHEMA = (
-    "({tensors}, int[] numbers, float limit) -> (Tensor out, Tensor mixed, Tensor total)".format(
-        tensors=", ".join(f"Tensor[] {name}" for name in _TENSORS)
-    )
+_NUMBERS = (
+    *_CONVOLUTION,
+    *("inputs", "channels", "outputs", "squeezed", "hidden", "spatial", "whole"),
 )
+_STEM_NUMBERS = (*_CONVOLUTION, "channels", "filters")
 
 _HEAD = """
 #include <cmath>
@@ -61,34 +60,66 @@ _HEAD = """
 """
 
 # How AOTInductor calls an operation: lists as a pointer and a length, results through pointers.
-_FUNCTION = """
+_FUNCTIONS = """
+static float* data_of(AtenTensorHandle tensor) {{
+    void* found = nullptr;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &found));
+    return static_cast<float*>(found);
+}}
+
+static float* make(int64_t dimensions, const int64_t* shape, const int64_t* strides,
+                   AtenTensorHandle* tensor) {{
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        dimensions, shape, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
+        tensor));
+    return data_of(*tensor);
+}}
+
+static float* make_frame(int64_t height, int64_t width, int64_t channels,
+                         AtenTensorHandle* tensor) {{
+    const int64_t shape[] = {{1, height, width, channels}};
+    const int64_t strides[] = {{height * width * channels, width * channels, channels, 1}};
+    return make(4, shape, strides, tensor);
+}}
+
+static float* make_vector(int64_t size, AtenTensorHandle* tensor) {{
+    const int64_t shape[] = {{1, size}}, strides[] = {{size, 1}};
+    return make(2, shape, strides, tensor);
+}}
+
+static AOTITorchError aoti_torch_cpu_stream_stem(
+    AtenTensorHandle frame, AtenTensorHandle cells, AtenTensorHandle bias, const int64_t* numbers,
+    int64_t, AtenTensorHandle* out
+) {{
+    using namespace movinet_port;
+    Stem s = {{}};
+    {stem_numbers}
+    s.x = data_of(frame);
+    s.cells = data_of(cells);
+    s.bias = data_of(bias);
+    s.out = make_frame(s.out_height, s.out_width, s.filters, out);
+    if (s.filters % LANES)
+        compute_stem<{activation}, LANES / 2>(s);
+    else
+        compute_stem<{activation}, LANES>(s);
+    return AOTI_TORCH_SUCCESS;
+}}
+
+static AOTITorchError aoti_torch_cpu_stream_vector(
+    AtenTensorHandle x, AtenTensorHandle matrix, AtenTensorHandle bias, const int64_t* numbers,
+    int64_t, AtenTensorHandle* out
+) {{
+    const int64_t rows = numbers[0], columns = numbers[1];
+    movinet_port::multiply_whole(
+        data_of(matrix), data_of(x), columns, data_of(bias), rows, make_vector(rows, out));
+    return AOTI_TORCH_SUCCESS;
+}}
+
 static AOTITorchError aoti_torch_cpu_stream_layer(
     {parameters}, const int64_t* numbers, int64_t, double limit,
     AtenTensorHandle* out, AtenTensorHandle* mixed, AtenTensorHandle* total
 ) {{
     using namespace movinet_port;
-    const auto data = [](AtenTensorHandle tensor) {{
-        void* found = nullptr;
-        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &found));
-        return static_cast<float*>(found);
-    }};
-    const auto make = [&](int64_t dimensions, const int64_t* shape, const int64_t* strides,
-                          AtenTensorHandle* tensor) {{
-        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-            dimensions, shape, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
-            tensor));
-        return data(*tensor);
-    }};
-    const auto make_frame = [&](int64_t height, int64_t width, int64_t channels,
-                                AtenTensorHandle* tensor) {{
-        const int64_t shape[] = {{1, height, width, channels}};
-        const int64_t strides[] = {{height * width * channels, width * channels, channels, 1}};
-        return make(4, shape, strides, tensor);
-    }};
-    const auto make_vector = [&](int64_t size, AtenTensorHandle* tensor) {{
-        const int64_t shape[] = {{1, size}}, strides[] = {{size, 1}};
-        return make(2, shape, strides, tensor);
-    }};
     Layer l = {{}};
     {members}
     l.limit = static_cast<float>(limit);
@@ -96,12 +127,13 @@ static AOTITorchError aoti_torch_cpu_stream_layer(
     if (temporal_part_length) {{
         l.mixed = make_frame(l.out_height, l.out_width, l.channels, mixed);
         l.frames = temporal_part_length - {before_frames};
-        for (int64_t i = 0; i < l.frames; ++i) l.held[i] = data(temporal_part[{before_frames} + i]);
+        for (int64_t i = 0; i < l.frames; ++i)
+            l.held[i] = data_of(temporal_part[{before_frames} + i]);
     }} else {{
         make_vector(0, mixed);
     }}
     l.total = make_vector(memory_length ? l.channels : 0, total);
-    compute<{activation}>(l);
+    compute_layer<{activation}>(l);
     return AOTI_TORCH_SUCCESS;
 }}
 """
@@ -112,7 +144,7 @@ _SHIMS = "custom_ops_to_c_shims"
 _library = torch.library.Library("movinet_port", "DEF")
 
 
-def _shapes(
+def _layer_shapes(
     products: Sequence[Tensor],
     spatial_part: Sequence[Tensor],
     temporal_part: Sequence[Tensor],
@@ -130,13 +162,48 @@ def _shapes(
     return out, mixed, x.new_empty(1, channels if memory else 0)
 
 
-_library.define("stream_layer" + _SCHEMA, tags=(torch.Tag.needs_exact_strides,))
-torch.library.register_fake("movinet_port::stream_layer", _shapes, lib=_library)
-_OPERATION = torch.ops.movinet_port.stream_layer.default
+def _stem_shape(frame: Tensor, cells: Tensor, bias: Tensor, numbers: Sequence[int]) -> Tensor:
+    sizes = dict(zip(_STEM_NUMBERS, numbers, strict=True))
+    return frame.new_empty(1, sizes["out_height"], sizes["out_width"], sizes["filters"])
 
 
-class LayerKernel:
-    """The layers that `layer.cpp` computes.
+def _vector_shape(x: Tensor, matrix: Tensor, bias: Tensor, numbers: Sequence[int]) -> Tensor:
+    return x.new_empty(1, numbers[0])
+
+
+def _define(name: str, schema: str, shapes: Callable[..., Any]) -> torch._ops.OpOverload:
+    _library.define(name + schema, tags=(torch.Tag.needs_exact_strides,))
+    torch.library.register_fake(f"movinet_port::{name}", shapes, lib=_library)
+    found: torch._ops.OpOverload = getattr(torch.ops.movinet_port, name).default
+    return found
+
+
+_STEM = _define(
+    "stream_stem", "(Tensor frame, Tensor cells, Tensor bias, int[] numbers) -> Tensor", _stem_shape
+)
+_VECTOR = _define(
+    "stream_vector",
+    "(Tensor x, Tensor matrix, Tensor bias, int[] numbers) -> Tensor",
+    _vector_shape,
+)
+_LAYER = _define(
+    "stream_layer",
+    "({}, int[] numbers, float limit) -> (Tensor out, Tensor mixed, Tensor total)".format(
+        ", ".join(f"Tensor[] {name}" for name in _TENSORS)
+    ),
+    _layer_shapes,
+)
+
+
+def _geometry(conv: StreamConv, height: int, width: int) -> dict[str, int]:
+    """Return the numbers of a convolution over space of frames of this size."""
+    (top, _), (left, _) = conv.pads(height, width)
+    numbers = (height, width, *conv.out_size(height, width), *conv.kernel, *conv.stride, top, left)
+    return dict(zip(_CONVOLUTION, numbers, strict=True))
+
+
+class Kernels:
+    """What `frame.cpp` computes.
 
     Args:
         lanes: float32 numbers in a vector of this CPU.
@@ -146,6 +213,54 @@ class LayerKernel:
     def __init__(self, lanes: int, activation: str) -> None:
         self._lanes = lanes
         self._activation = activation
+
+    def takes_stem(self, conv: StreamConv, x: Tensor, run: Pass) -> bool:
+        """Return whether it computes a stem of `x`, (frames * batch, height, width, channels)."""
+        return (
+            x.shape[0] == 1
+            and x.dtype == torch.float32
+            and run.state is not None
+            and conv.groups == conv.taps == 1
+            and not conv.splits
+            and conv.kernels[0].shape[0] % (self._lanes // 2) == 0
+            and max(conv.kernel) <= _HIGHEST_KERNEL
+        )
+
+    def compute_stem(self, conv: StreamConv, x: Tensor) -> Tensor:
+        """Return what a stem hands on, as `StreamConv.forward` does.
+
+        Args:
+            conv, x: which it takes.
+        """
+        numbers = _geometry(conv, *x.shape[1:3])
+        (kernel,) = conv.kernels
+        numbers["filters"], numbers["channels"] = kernel.shape[:2]
+        out: Tensor = _STEM(
+            x.permute(0, 3, 1, 2).contiguous(),
+            kernel.permute(1, 2, 3, 0).contiguous(),
+            conv.constant,
+            [numbers[name] for name in _STEM_NUMBERS],
+        )
+        return out
+
+    def takes_vector(self, block: Pointwise, x: Tensor) -> bool:
+        """Return whether it computes a matrix times `x`, (rows, in channels)."""
+        return (
+            x.shape[0] == 1
+            and x.dtype == torch.float32
+            and block.constant is not None
+            and block.weight.shape[0] >= self._lanes
+        )
+
+    def compute_vector(self, block: Pointwise, x: Tensor) -> Tensor:
+        """Return what a block hands on, as `Pointwise.forward` does.
+
+        Args:
+            block, x: which it takes.
+        """
+        weight = block.weight
+        y: Tensor = _VECTOR(x, self._laid_out(weight), block.constant, list(weight.shape))
+        return y if block.activation is None else block.activation(y)
 
     def takes(self, layer: Layer, x: Tensor, run: Pass) -> bool:
         """Return whether it computes a layer of `x`, (frames * batch, height, width, channels)."""
@@ -171,14 +286,9 @@ class LayerKernel:
         """
         assert run.state is not None
         conv, gate = layer.depthwise, layer.gate
-        numbers: dict[str, int] = dict.fromkeys(_NUMBERS, 0)
-        numbers["height"], numbers["width"] = size = x.shape[1:3]
+        numbers = {**dict.fromkeys(_NUMBERS, 0), **_geometry(conv, *x.shape[1:3])}
         numbers["channels"], numbers["inputs"] = layer.expansion.weight.shape
         numbers["outputs"] = layer.project.weight.shape[0]
-        numbers["out_height"], numbers["out_width"] = conv.out_size(*size)
-        numbers["kernel_height"], numbers["kernel_width"] = conv.kernel
-        numbers["stride_height"], numbers["stride_width"] = conv.stride
-        (numbers["top"], _), (numbers["left"], _) = conv.pads(*size)
         expansion, projection = map(self._laid_out, (layer.expansion.weight, layer.project.weight))
         tensors: dict[str, list[Tensor | None]] = {name: [] for name in _TENSORS}
         tensors["products"] = [x, residual, expansion, layer.expansion.constant, projection]
@@ -204,7 +314,7 @@ class LayerKernel:
             if gate.scale is not None:
                 tensors["encoding"] = [run.waves[layer.name]]
         out: Tensor
-        out, mixed, total = _OPERATION(*tensors.values(), list(numbers.values()), limit)
+        out, mixed, total = _LAYER(*tensors.values(), list(numbers.values()), limit)
         if held:
             run.new_frames[conv.key] = (*held, mixed)[1:]
         if tensors["memory"]:
@@ -220,33 +330,36 @@ class LayerKernel:
 
     def options(self) -> dict[str, Any]:
         """Return what Inductor must be told for it."""
-        source = resources.files(__package__).joinpath("layer.cpp").read_text(encoding="utf-8")
+        source = resources.files(__package__).joinpath("frame.cpp").read_text(encoding="utf-8")
         members = [
-            f"if ({tensors}_length) l.{member} = data({tensors}[{i}]);"
+            f"if ({tensors}_length) l.{member} = data_of({tensors}[{i}]);"
             for tensors, names in _TENSORS.items()
             for i, member in enumerate(names)
         ]
         members += [f"l.{member} = numbers[{i}];" for i, member in enumerate(_NUMBERS)]
-        function = _FUNCTION.format(
+        stem_numbers = [f"s.{member} = numbers[{i}];" for i, member in enumerate(_STEM_NUMBERS)]
+        functions = _FUNCTIONS.format(
             parameters=", ".join(
                 f"const AtenTensorHandle* {tensors}, int64_t {tensors}_length"
                 for tensors in _TENSORS
             ),
             members="\n    ".join(members),
+            stem_numbers="\n    ".join(stem_numbers),
             before_frames=len(_TENSORS["temporal_part"]),
             activation=_ACTIVATIONS[self._activation],
         )
         head = _HEAD.format(lanes=self._lanes, highest_kernel=_HIGHEST_KERNEL, most_taps=_MOST_TAPS)
-        code = f"{head}{source}{function}#pragma GCC pop_options\n"
-        # What Inductor writes is `extern`, this, and a semicolon.
-        return {f"aot_inductor.{_SHIMS}": {_OPERATION: [f'"C++" {{\n{code}\n}}']}}
+        code = f"{head}{source}{functions}#pragma GCC pop_options\n"
+        # What Inductor writes of each is `extern`, this, and a semicolon.
+        shims = {_STEM: [f'"C++" {{\n{code}\n}}'], _VECTOR: [], _LAYER: []}
+        return {f"aot_inductor.{_SHIMS}": shims}
 
 
-def layer_kernel(network: FastMoViNet) -> LayerKernel | None:
-    """Return the kernel for a network on this machine; None where Inductor's code has to do.
+def kernels_for(network: FastMoViNet) -> Kernels | None:
+    """Return the kernels for a network on this machine; None where Inductor's code has to do.
 
-    It is written for x86. The way into a package is an inner part of PyTorch: a version without it
-    does without.
+    They are written for x86. The way into a package is an inner part of PyTorch: a version without
+    it does without.
     """
     try:
         from torch._inductor import config
@@ -262,5 +375,5 @@ def layer_kernel(network: FastMoViNet) -> LayerKernel | None:
         return None
     isa = pick_vec_isa()
     if isinstance(isa, VecAVX512):
-        return LayerKernel(16, activation)
-    return LayerKernel(8, activation) if isinstance(isa, VecAVX2) else None
+        return Kernels(16, activation)
+    return Kernels(8, activation) if isinstance(isa, VecAVX2) else None

@@ -24,7 +24,7 @@ from movinet_port.spec import ModelSpec
 
 if TYPE_CHECKING:
     from movinet_port.fast.frame import FramePlan
-    from movinet_port.fast.native import LayerKernel
+    from movinet_port.fast.native import Kernels
 
 # For how many sizes of single frames a network is kept ready. Each takes as much memory as the
 # weights do.
@@ -285,24 +285,27 @@ class FastMoViNet(InferenceNetwork):
         state: Held | None,
         tap: Tap | None = None,
         room: Room | None = None,
-        kernel: LayerKernel | None = None,
+        kernels: Kernels | None = None,
     ) -> tuple[Tensor, Held | None]:
         """Compute `run`; for a compiler, with operations that it makes the most of."""
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
-        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room, kernel)
+        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room, kernels)
         if state is not None:
             run.waves = self.waves(state.count, run.frames, video.dtype)
         # A view for one frame, and for one video.
         x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
-        x = self.stem(x, run)
+        if kernels is not None and kernels.takes_stem(self.stem, x, run):
+            x = kernels.compute_stem(self.stem, x)
+        else:
+            x = self.stem(x, run)
         for step in self.steps:
             x = step(x, run)
         x = self.head(x.view(-1, x.shape[3])).view(*x.shape[:3], -1)
         x = run.see("head.activation", x)
         pooled = run.see_vector("pool", self._pool(x, run))
-        hidden = run.see_vector("classifier.hidden.activation", self.hidden(pooled))
-        logits = self.output(hidden)
+        hidden = run.see_vector("classifier.hidden.activation", _product(self.hidden, pooled, run))
+        logits = _product(self.output, hidden, run)
         if tap is not None:
             logits = tap("classifier", logits)
         if state is None:
@@ -408,6 +411,13 @@ class FastMoViNet(InferenceNetwork):
             rates.append(torch.cat([rate[0::2], rate[1::2]]))
             sines.append(index < (channels + 1) // 2)
         return torch.cat(rates), torch.cat(sines), [len(rate) for rate in rates]
+
+
+def _product(block: Pointwise, x: Tensor, run: Pass) -> Tensor:
+    if run.kernels is not None and run.kernels.takes_vector(block, x):
+        return run.kernels.compute_vector(block, x)
+    found: Tensor = block(x)
+    return found
 
 
 def _prepare_again(network: FastMoViNet, _keys: Any) -> None:

@@ -23,7 +23,7 @@ from movinet_port.layers import legacy_padding, same_padding
 from movinet_port.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from movinet_port.fast.native import LayerKernel
+    from movinet_port.fast.native import Kernels
 
 # Called with the canonical name of an activation and its value in the readable network's shape;
 # returns the value to go on with.
@@ -143,7 +143,7 @@ class Pass:
         dtype: in which sums over a video are kept.
         tap: see `Tap`; None for nobody watching.
         room: where to compute; by default in fresh memory.
-        kernel: computes the layers that it takes, in a package.
+        kernels: compute what they take, in a package.
     """
 
     def __init__(
@@ -154,10 +154,10 @@ class Pass:
         dtype: torch.dtype,
         tap: Tap | None = None,
         room: Room | None = None,
-        kernel: LayerKernel | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self.room = room or Room()
-        self.kernel = kernel
+        self.kernels = kernels
         self.traced = torch.compiler.is_compiling()
         self.batch = batch
         self.frames = frames
@@ -874,12 +874,12 @@ class Layer(Part):
             x: (frames * batch, height, width, channels), and so is what is returned.
             run: the pass.
         """
-        if run.kernel is not None and run.kernel.takes(self, x, run):
+        if run.kernels is not None and run.kernels.takes(self, x, run):
             residual = x.view(-1, x.shape[3])
             if self.skip is not None:
                 pooled = average_pool(x) if self.pools else x
                 residual = self.skip(pooled.view(-1, x.shape[3]))
-            return run.kernel.compute(self, x, residual, run)
+            return run.kernels.compute(self, x, residual, run)
         expand, depthwise, gate_of, skip = self.steps
         rows = x.view(-1, x.shape[3])
         means: Tensor | None = None

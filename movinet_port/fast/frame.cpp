@@ -1,6 +1,9 @@
-// A bottleneck of a stream for one new frame of one video, in one go. A compiler makes a dozen loops
-// of it, with a barrier behind each, and writes the expanded frame and reads it again in between.
-// Here a row is expanded when the convolution comes to it, and is in the cache then.
+// What a stream computes for one new frame of one video: its stem, its bottlenecks, and products of a
+// matrix and a vector.
+//
+// Of a bottleneck a compiler makes a dozen loops, with a barrier behind each, and writes the expanded
+// frame and reads it again in between. Here it is one function, and a row is expanded when the
+// convolution comes to it, and is in the cache then.
 //
 // This becomes part of a package's own code: see native.py, which defines LANES, HIGHEST_KERNEL and
 // MOST_TAPS.
@@ -11,7 +14,11 @@ namespace {
 // Where a package calls its kernels, the compiler is told to hurry.
 #define INLINE inline __attribute__((always_inline))
 
-typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+template <int lanes>
+struct Lanes {
+    typedef float Vector __attribute__((vector_size(lanes * 4), aligned(4), may_alias));
+};
+using Vector = Lanes<LANES>::Vector;
 
 // Rows of a product that are computed at a time. Of two vectors of columns, and of few rows four,
 // the sums fill the registers: 32 with AVX-512, else 16.
@@ -22,14 +29,22 @@ constexpr int kPixels = LANES == 16 ? 14 : 8;
 enum Activation { kNone, kHardSwish, kRelu, kRelu6 };
 
 INLINE int64_t ceil_divide(int64_t n, int64_t by) { return (n + by - 1) / by; }
-INLINE Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-INLINE void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
 
-template <Activation kind>
-INLINE Vector activate(Vector x) {
-    const Vector zero = {};
+template <int lanes = LANES>
+INLINE typename Lanes<lanes>::Vector load(const float* from) {
+    return *reinterpret_cast<const typename Lanes<lanes>::Vector*>(from);
+}
+
+template <int lanes = LANES>
+INLINE void store(float* to, typename Lanes<lanes>::Vector x) {
+    *reinterpret_cast<typename Lanes<lanes>::Vector*>(to) = x;
+}
+
+template <Activation kind, int lanes = LANES>
+INLINE typename Lanes<lanes>::Vector activate(typename Lanes<lanes>::Vector x) {
+    const typename Lanes<lanes>::Vector zero = {};
     if constexpr (kind == kHardSwish) {
-        Vector gate = x * (1.0f / 6.0f) + 0.5f;
+        typename Lanes<lanes>::Vector gate = x * (1.0f / 6.0f) + 0.5f;
         gate = gate > zero ? gate : zero;
         gate = gate < zero + 1.0f ? gate : zero + 1.0f;
         return x * gate;
@@ -202,13 +217,16 @@ INLINE void for_vectors(int64_t first, int64_t last, const Body& body) {
     if (first < last) body(last - LANES);
 }
 
-INLINE int64_t padded_width(const Layer& l) {
-    return (l.out_width - 1) * l.stride_width + l.kernel_width;
+// Pixels of a row that a convolution over space sees.
+template <typename Convolution>
+INLINE int64_t padded_width(const Convolution& c) {
+    return (c.out_width - 1) * c.stride_width + c.kernel_width;
 }
 
-// Where an expanded row ends that begins at `l.left`; a stride may leave out its last pixels.
-INLINE int64_t row_end(const Layer& l) {
-    const int64_t end = l.left + l.width, wide = padded_width(l);
+// Where in it the frame's own end, which begin at `left`; a stride may leave out the last ones.
+template <typename Convolution>
+INLINE int64_t row_end(const Convolution& c) {
+    const int64_t end = c.left + c.width, wide = padded_width(c);
     return end < wide ? end : wide;
 }
 
@@ -370,8 +388,8 @@ inline void convolve_share(const Layer& l, Share share, float* rows, float* sums
     }
 }
 
-// Some vectors of rows of a matrix times a vector, from one of its numbers to another. `finish` takes
-// each vector of products.
+// Some vectors of rows of a matrix times a vector, from one of its numbers to another. `finish`
+// takes each vector of products.
 //
 // matrix: laid out as `Product` wants it, from the first of these vectors on.
 template <int vectors, typename Finish>
@@ -402,7 +420,8 @@ INLINE void multiply_vectors(const float* matrix, const float* x, int64_t depth,
     }
 }
 
-// Rows of a matrix times a vector, from one vector of rows to another and from one number to another.
+// Rows of a matrix times a vector, from one vector of rows to another and from one of the vector's
+// numbers to another.
 template <typename Finish>
 INLINE void multiply_vector(const float* matrix, const float* x, int64_t depth, int64_t first_row,
                             int64_t last_row, int64_t first, int64_t last, const Finish& finish) {
@@ -486,8 +505,16 @@ struct Free {
     void operator()(float* memory) const { std::free(memory); }
 };
 
+using Memory = std::unique_ptr<float, Free>;
+
+INLINE Memory memory_of(int64_t numbers) {
+    Memory memory(static_cast<float*>(std::aligned_alloc(64, numbers * sizeof(float))));
+    if (!memory) throw std::bad_alloc();
+    return memory;
+}
+
 template <Activation kind>
-void compute(Layer l) {
+void compute_layer(Layer l) {
     const int64_t all = omp_get_max_threads();
     // For each thread what is convolved and then what is gated, the value squeezed, and its sums.
     const int64_t rows = l.kernel_height * padded_width(l) * l.channels;
@@ -498,9 +525,7 @@ void compute(Layer l) {
     // For all of them the gates, each one's part of their hidden layer, and the frame.
     const int64_t hidden_size = whole_lines(l.hidden), gates_size = whole_lines(l.channels);
     const int64_t frame = whole_lines(l.out_height * l.out_width * l.channels);
-    const int64_t size = (all * (own + hidden_size) + gates_size + frame) * sizeof(float);
-    const std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, size)));
-    if (!memory) throw std::bad_alloc();
+    const Memory memory = memory_of(all * (own + hidden_size) + gates_size + frame);
     float* const hidden = memory.get() + all * own;
     float* const gates = hidden + all * hidden_size;
     l.convolved = gates + gates_size;
@@ -537,6 +562,108 @@ void compute(Layer l) {
 #pragma omp barrier
         }
         project(l, l.squeezed ? gates : nullptr, thread, threads, scratch);
+    }
+}
+
+// A matrix times a vector, plus `start`; the matrix laid out as `Product` wants it.
+inline void multiply_whole(const float* matrix, const float* x, int64_t depth, const float* start,
+                            int64_t rows, float* out) {
+    const int64_t vectors = ceil_divide(rows, LANES);
+#pragma omp parallel
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        multiply_vector(matrix, x, depth, vectors * thread / threads,
+                        vectors * (thread + 1) / threads, 0, depth, [=](int64_t vector, Vector sum) {
+                            const int64_t row = column_of(vector, rows);
+                            store(out + row, sum + load(start + row));
+                        });
+    }
+}
+
+struct Stem {
+    // What comes in, (channels, height, width), and goes out, (out_height, out_width, filters).
+    const float* x;
+    int64_t channels, height, width, out_height, out_width, filters;
+    // Convolution over space: (channels, kernel height, kernel width, filters).
+    const float *cells, *bias;
+    int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
+    float* out;
+};
+
+// A vector of filters of a few pixels.
+//
+// rows: what the kernel sees, (channels, padded width) each.
+template <Activation kind, int lanes, int pixels>
+INLINE void convolve_stem(const Stem& s, const float* const* rows, int64_t filter, int64_t column,
+                          float* to) {
+    typename Lanes<lanes>::Vector y[pixels];
+#pragma GCC unroll 16
+    for (int p = 0; p < pixels; ++p) y[p] = load<lanes>(s.bias + filter);
+    const float* cell = s.cells + filter;
+    for (int64_t channel = 0; channel < s.channels; ++channel)
+        for (int64_t row = 0; row < s.kernel_height; ++row) {
+            const float* seen = rows[row] + channel * padded_width(s) + column * s.stride_width;
+            for (int64_t i = 0; i < s.kernel_width; ++i) {
+                const typename Lanes<lanes>::Vector weight = load<lanes>(cell);
+#pragma GCC unroll 16
+                for (int p = 0; p < pixels; ++p) y[p] += seen[i + p * s.stride_width] * weight;
+                cell += s.filters;
+            }
+        }
+#pragma GCC unroll 16
+    for (int p = 0; p < pixels; ++p)
+        store<lanes>(to + (column + p) * s.filters + filter, activate<kind, lanes>(y[p]));
+}
+
+template <Activation kind, int lanes, int most>
+INLINE void convolve_stem_some(const Stem& s, int64_t pixels, const float* const* rows,
+                               int64_t filter, int64_t column, float* to) {
+    if constexpr (most > 0) {
+        if (pixels == most) return convolve_stem<kind, lanes, most>(s, rows, filter, column, to);
+        convolve_stem_some<kind, lanes, most - 1>(s, pixels, rows, filter, column, to);
+    }
+}
+
+// The stem, its filters a multiple of `lanes`.
+template <Activation kind, int lanes>
+void compute_stem(const Stem s) {
+    const int64_t wide = padded_width(s), size = s.channels * wide;
+    const int64_t seen = (row_end(s) - s.left) * sizeof(float);
+    const int64_t own = whole_lines(s.kernel_height * size);
+    const Memory memory = memory_of(omp_get_max_threads() * own);
+#pragma omp parallel
+    {
+        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        float* const padded = memory.get() + thread * own;
+        std::memset(padded, 0, sizeof(float) * own);
+        const auto place = [&](int64_t row) {
+            return padded + (row + s.top) % s.kernel_height * size;
+        };
+        int64_t next = -s.top;
+        const int64_t last_row = s.out_height * (thread + 1) / threads;
+        for (int64_t row = s.out_height * thread / threads; row < last_row; ++row) {
+            const int64_t first = row * s.stride_height - s.top, last = first + s.kernel_height;
+            if (next < first) next = first;
+            for (; next < last; ++next)
+                for (int64_t channel = 0; channel < s.channels; ++channel) {
+                    float* const to = place(next) + channel * wide + s.left;
+                    if (next < 0 || next >= s.height)
+                        std::memset(to, 0, seen);
+                    else
+                        std::memcpy(to, s.x + (channel * s.height + next) * s.width, seen);
+                }
+            const float* rows[HIGHEST_KERNEL];
+            for (int64_t i = 0; i < s.kernel_height; ++i) rows[i] = place(first + i);
+            float* const to = s.out + row * s.out_width * s.filters;
+            for (int64_t filter = 0; filter < s.filters; filter += lanes) {
+                int64_t column = 0;
+                for (int64_t blocks = ceil_divide(s.out_width, kPixels); blocks > 0; --blocks) {
+                    const int64_t now = ceil_divide(s.out_width - column, blocks);
+                    convolve_stem_some<kind, lanes, kPixels>(s, now, rows, filter, column, to);
+                    column += now;
+                }
+            }
+        }
     }
 }
 

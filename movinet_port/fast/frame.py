@@ -2,12 +2,12 @@
 
 Arithmetic is less than half the time of a frame of A0. The rest is what PyTorch does around each of
 some 300 operations: finding memory, making views, Python. In a stream, frame after frame of one
-size, that is the same every time.
+size, that is the same every time, so the operations of the first frame are recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,8 @@ from movinet_port.fast.parts import (
     pack,
     rows_for_onednn,
 )
-from movinet_port.fast.state import Held
+from movinet_port.fast.replay import TensorFunction, record
+from movinet_port.fast.state import Held, Layout
 
 if TYPE_CHECKING:
     from movinet_port.fast.network import FastMoViNet
@@ -345,6 +346,11 @@ class FramePlan:
         self._part = 1 / pixels
         self._output = VectorProduct(network.output)
         self._hidden = VectorProduct(network.hidden, out=self._output.vector)
+        # Known from the first frame on: the order of a state's tensors, the way from one frame to
+        # the next, and the operations.
+        self._layout: Layout | None = None
+        self._move_on: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+        self._compute: TensorFunction
 
     def run(self, video: Tensor, state: Held, waves: Mapping[str, Tensor]) -> tuple[Tensor, Held]:
         """Return logits and the state after the frame, as `InferenceNetwork.run` does.
@@ -356,7 +362,25 @@ class FramePlan:
         """
         count = state.count + 1
         part = count.to(video.dtype).reciprocal()
-        run = _Run(state, part, waves)
+        before = state.flat()
+        inputs = (video, part, *waves.values(), *before)
+        if self._layout is None:
+            self._layout = layout = Layout.of(state)
+            self._move_on = layout.moved_on(1)
+            names = list(waves)
+
+            def compute(video: Tensor, part: Tensor, *rest: Tensor) -> list[Tensor]:
+                waves = dict(zip(names, rest, strict=False))
+                return self._step(video, _Run(layout.apart(rest[len(names) :]), part, waves))
+
+            found, self._compute = record(compute, inputs)
+        else:
+            found = self._compute(*inputs)
+        logits, *new = found
+        return logits, self._layout.held(self._move_on([*before, *new, count]))
+
+    def _step(self, video: Tensor, run: _Run) -> list[Tensor]:
+        """Return logits, the new frames, and the pools."""
         x = self._stem(video[:, :, 0])
         x = x.view(-1, x.shape[3])
         for step in self._steps:
@@ -364,4 +388,6 @@ class FramePlan:
         sums = self._head(x).sum(0, True)
         run.average("head", sums, self._part, self._hidden.vector)
         self._hidden()
-        return self._output().clone(), Held(run.new_frames, run.new_pools, count)
+        frames = [run.new_frames[name][-1] for name in run.state.frames]
+        pools = [run.new_pools[name] for name in run.state.pools]
+        return [self._output().clone(), *frames, *pools]

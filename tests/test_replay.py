@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,6 +102,18 @@ def test_where_it_cannot_be_recorded_the_function_is_called(
     found, again = record(function, (x,))
     assert again is function
     assert same(found, function(x))
+
+
+def test_no_compiler_is_imported_for_it() -> None:
+    program = """
+import sys, torch
+from movinet_port.fast.replay import record
+function = lambda x: [x + 1]
+with torch.inference_mode():
+    assert record(function, (torch.zeros(2),))[1] is not function
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("recorded", [True, False])

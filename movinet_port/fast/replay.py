@@ -75,6 +75,11 @@ class _Recorder(TorchDispatchMode):
             return self._constant(f'prim::Constant[value="{value}"]()', "str")
         raise _Cannot(kind)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Or PyTorch imports its compiler, which takes a second and 80 MB.
+        return False
+
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:

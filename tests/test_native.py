@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ NETWORKS: list[tuple[int, dict[str, Any], tuple[int, int]]] = [
             "activation": "relu6",
             "gate": "sigmoid",
             "positional_encoding": True,
+            "stem": StemSpec(filters=8, kernel_size=(1, 5, 3), strides=(1, 1, 1)),
         },
         (51, 33),
     ),
@@ -98,10 +100,17 @@ def test_layers_in_cpp_give_the_logits_and_states_of_the_readable_network(
     assert taken["takes_vector"] == [True, model.spec.num_classes >= lanes]
     package = movinet_port.load(tmp_path / "mini.pt2")
     frames = torch.rand(6, 1, 3, 1, *size)
+    # Planes, pixels as decoders give them, and neither.
+    ways: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda frame: frame,
+        lambda frame: frame.movedim(1, -1).contiguous().movedim(-1, 1),
+        lambda frame: frame.repeat_interleave(2, 4)[..., ::2],
+    ]
     for count in (1, 2, 3, 5):
         torch.set_num_threads(count)
         state = expected = model.init_state(1, *size)
-        for frame in frames:
+        for planes, way in zip(frames, itertools.cycle(ways), strict=False):
+            frame = way(planes)
             with torch.no_grad():
                 logits, state = package.step(frame, state)
                 right, expected = model.step(frame, expected)
@@ -118,9 +127,10 @@ def test_what_the_cpp_does_not_cover_is_left_to_inductor(
         network = fold_network(randomised(MoViNet(mini_spec("stream", **changes))))
         run = Pass(batch, frames, hold(network.init_state(batch, 16, 16)), torch.float32)
         x = torch.empty(frames * batch, 8, 8, 16, dtype=network.dtype)
+        video = torch.empty(batch, 3, frames, 16, 16, dtype=network.dtype)
         kernels = native.Kernels(lanes, "relu")
         layer = network.bottlenecks[-2]
-        return kernels.takes(layer, x, run), kernels.takes_stem(network.stem, x, run)
+        return kernels.takes(layer, x, run), kernels.takes_stem(network.stem, video, run)
 
     assert takes() == (True, True)
     assert takes(lanes=64) == (False, False)  # than which it is narrower

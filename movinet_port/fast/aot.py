@@ -24,7 +24,7 @@ import torch
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError
 from movinet_port.fast.graph import OPTIONS, PRODUCTS, Graph, GraphNetwork
 from movinet_port.fast.kernels import own_products
-from movinet_port.fast.native import kernels_for
+from movinet_port.fast.native import kernels_for, takes_any_strides
 from movinet_port.fast.network import FastMoViNet
 from movinet_port.fast.state import hold
 from movinet_port.files import whole_file
@@ -49,6 +49,7 @@ class Package:
         spec, labels: of the network.
         shape: (batch, frames, height, width) of the clips that it takes.
         dtype: that it computes in, such as "float32".
+        strided: whether its clips may lie in memory in any way; otherwise they are contiguous.
         made_for: version of PyTorch, machine and CPU capability that it fits.
     """
 
@@ -56,6 +57,7 @@ class Package:
     labels: tuple[str, ...] | None
     shape: tuple[int, int, int, int]
     dtype: str
+    strided: bool
     made_for: Mapping[str, str]
 
 
@@ -107,14 +109,15 @@ def compile_package(
     with whole_file(path) as final, tempfile.TemporaryDirectory() as folder:
         # AOTInductor insists on the suffix.
         package = Path(folder) / f"package{SUFFIX}"
-        _compile(network, package, shape)
+        description["strided"] = _compile(network, package, shape)
         with zipfile.ZipFile(package, "a", zipfile.ZIP_STORED) as archive:
             root = archive.namelist()[0].partition("/")[0]
             archive.writestr(f"{root}/{_DESCRIPTION}", json.dumps(description))
         final.write_bytes(package.read_bytes())
 
 
-def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, int]) -> None:
+def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, int]) -> bool:
+    """Write AOTInductor's package; return whether clips may lie in memory in any way."""
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
@@ -154,6 +157,7 @@ def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, in
                 f"cannot compile: the C++ compiler fails ({str(error).splitlines()[0]}); "
                 f"CXX names another"
             ) from error
+    return takes_any_strides(program)
 
 
 def read_package(path: str | os.PathLike[str]) -> Package:
@@ -176,7 +180,12 @@ def read_package(path: str | os.PathLike[str]) -> Package:
             check_labels(labels, spec.num_classes, "labels")
         batch, frames, height, width = map(int, found["shape"])
         return Package(
-            spec, labels, (batch, frames, height, width), found["dtype"], dict(found["made_for"])
+            spec,
+            labels,
+            (batch, frames, height, width),
+            found["dtype"],
+            bool(found.get("strided", False)),
+            dict(found["made_for"]),
         )
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
@@ -223,4 +232,5 @@ def load_package(path: str | os.PathLike[str]) -> GraphNetwork:
         lambda *tensors: run(list(tensors)),
         getattr(torch, package.dtype),
         package.shape,
+        package.strided,
     )

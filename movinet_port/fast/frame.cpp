@@ -581,9 +581,11 @@ inline void multiply_whole(const float* matrix, const float* x, int64_t depth, c
 }
 
 struct Stem {
-    // What comes in, (channels, height, width), and goes out, (out_height, out_width, filters).
+    // What comes in, and from channel to channel, row to row and pixel to pixel; what goes out,
+    // (out_height, out_width, filters).
     const float* x;
-    int64_t channels, height, width, out_height, out_width, filters;
+    int64_t channels, height, width, channel_step, row_step, pixel_step;
+    int64_t out_height, out_width, filters;
     // Convolution over space: (channels, kernel height, kernel width, filters).
     const float *cells, *bias;
     int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
@@ -592,49 +594,77 @@ struct Stem {
 
 // A vector of filters of a few pixels.
 //
-// rows: what the kernel sees, (channels, padded width) each.
-template <Activation kind, int lanes, int pixels>
-INLINE void convolve_stem(const Stem& s, const float* const* rows, int64_t filter, int64_t column,
-                          float* to) {
+// rows: what the kernel sees, from the first of these pixels on.
+// channel_step, pixel_step: in a row.
+// step: pixel_step times the stride, known to the compiler unless it is 0.
+template <Activation kind, int lanes, int step, int pixels>
+INLINE void convolve_stem(const Stem& s, const float* const* rows, int64_t channel_step,
+                          int64_t pixel_step, int64_t filter, float* to) {
     typename Lanes<lanes>::Vector y[pixels];
 #pragma GCC unroll 16
     for (int p = 0; p < pixels; ++p) y[p] = load<lanes>(s.bias + filter);
+    const int64_t next = step ? step : pixel_step * s.stride_width;
     const float* cell = s.cells + filter;
     for (int64_t channel = 0; channel < s.channels; ++channel)
         for (int64_t row = 0; row < s.kernel_height; ++row) {
-            const float* seen = rows[row] + channel * padded_width(s) + column * s.stride_width;
-            for (int64_t i = 0; i < s.kernel_width; ++i) {
+            const float* seen = rows[row] + channel * channel_step;
+            for (int64_t column = 0; column < s.kernel_width; ++column) {
                 const typename Lanes<lanes>::Vector weight = load<lanes>(cell);
 #pragma GCC unroll 16
-                for (int p = 0; p < pixels; ++p) y[p] += seen[i + p * s.stride_width] * weight;
+                for (int p = 0; p < pixels; ++p) y[p] += seen[p * next] * weight;
                 cell += s.filters;
+                seen += pixel_step;
             }
         }
 #pragma GCC unroll 16
     for (int p = 0; p < pixels; ++p)
-        store<lanes>(to + (column + p) * s.filters + filter, activate<kind, lanes>(y[p]));
+        store<lanes>(to + p * s.filters, activate<kind, lanes>(y[p]));
 }
 
-template <Activation kind, int lanes, int most>
+template <Activation kind, int lanes, int step, int most>
 INLINE void convolve_stem_some(const Stem& s, int64_t pixels, const float* const* rows,
-                               int64_t filter, int64_t column, float* to) {
+                               int64_t channel_step, int64_t pixel_step, int64_t filter,
+                               float* to) {
     if constexpr (most > 0) {
-        if (pixels == most) return convolve_stem<kind, lanes, most>(s, rows, filter, column, to);
-        convolve_stem_some<kind, lanes, most - 1>(s, pixels, rows, filter, column, to);
+        if (pixels == most)
+            return convolve_stem<kind, lanes, step, most>(s, rows, channel_step, pixel_step,
+                                                          filter, to);
+        convolve_stem_some<kind, lanes, step, most - 1>(s, pixels, rows, channel_step, pixel_step,
+                                                        filter, to);
+    }
+}
+
+// A row of the frame, as it lies in memory if that is close together, else channel by channel.
+inline void copy_row(const Stem& s, int64_t row, int64_t channel_step, int64_t pixel_step,
+                     float* to) {
+    const int64_t width = row_end(s) - s.left;
+    const float* const from = s.x + row * s.row_step;
+    to += s.left * pixel_step;
+    if (channel_step == 1) {
+        std::memcpy(to, from, sizeof(float) * width * s.channels);
+        return;
+    }
+    for (int64_t channel = 0; channel < s.channels; ++channel) {
+        const float* const plane = from + channel * s.channel_step;
+        float* const copy = to + channel * channel_step;
+        if (s.pixel_step == 1)
+            std::memcpy(copy, plane, sizeof(float) * width);
+        else
+            for (int64_t column = 0; column < width; ++column)
+                copy[column] = plane[column * s.pixel_step];
     }
 }
 
 // The stem, its filters a multiple of `lanes`.
-template <Activation kind, int lanes>
-void compute_stem(const Stem s) {
-    const int64_t wide = padded_width(s), size = s.channels * wide;
-    const int64_t seen = (row_end(s) - s.left) * sizeof(float);
-    const int64_t own = whole_lines(s.kernel_height * size);
+template <Activation kind, int lanes, int step>
+inline void compute_stem(const Stem s, int64_t channel_step, int64_t pixel_step) {
+    const int64_t size = s.channels * padded_width(s), own = whole_lines(s.kernel_height * size);
     const Memory memory = memory_of(omp_get_max_threads() * own);
 #pragma omp parallel
     {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
         float* const padded = memory.get() + thread * own;
+        // What is left and right of the frame stays zero.
         std::memset(padded, 0, sizeof(float) * own);
         const auto place = [&](int64_t row) {
             return padded + (row + s.top) % s.kernel_height * size;
@@ -644,27 +674,40 @@ void compute_stem(const Stem s) {
         for (int64_t row = s.out_height * thread / threads; row < last_row; ++row) {
             const int64_t first = row * s.stride_height - s.top, last = first + s.kernel_height;
             if (next < first) next = first;
-            for (; next < last; ++next)
-                for (int64_t channel = 0; channel < s.channels; ++channel) {
-                    float* const to = place(next) + channel * wide + s.left;
-                    if (next < 0 || next >= s.height)
-                        std::memset(to, 0, seen);
-                    else
-                        std::memcpy(to, s.x + (channel * s.height + next) * s.width, seen);
-                }
+            for (; next < last; ++next) {
+                if (next < 0 || next >= s.height)
+                    std::memset(place(next), 0, sizeof(float) * size);
+                else
+                    copy_row(s, next, channel_step, pixel_step, place(next));
+            }
             const float* rows[HIGHEST_KERNEL];
             for (int64_t i = 0; i < s.kernel_height; ++i) rows[i] = place(first + i);
-            float* const to = s.out + row * s.out_width * s.filters;
-            for (int64_t filter = 0; filter < s.filters; filter += lanes) {
-                int64_t column = 0;
-                for (int64_t blocks = ceil_divide(s.out_width, kPixels); blocks > 0; --blocks) {
-                    const int64_t now = ceil_divide(s.out_width - column, blocks);
-                    convolve_stem_some<kind, lanes, kPixels>(s, now, rows, filter, column, to);
-                    column += now;
-                }
+            float* to = s.out + row * s.out_width * s.filters;
+            int64_t left = s.out_width;
+            for (int64_t blocks = ceil_divide(left, kPixels); blocks > 0; --blocks) {
+                const int64_t now = ceil_divide(left, blocks);
+                for (int64_t filter = 0; filter < s.filters; filter += lanes)
+                    convolve_stem_some<kind, lanes, step, kPixels>(
+                        s, now, rows, channel_step, pixel_step, filter, to + filter);
+                for (int64_t i = 0; i < s.kernel_height; ++i)
+                    rows[i] += now * s.stride_width * pixel_step;
+                to += now * s.filters;
+                left -= now;
             }
         }
     }
+}
+
+// Decoders put the channels of a pixel together, networks of PyTorch take them apart.
+template <Activation kind, int lanes>
+inline void compute_stem_of(const Stem& s) {
+    const bool usual = s.channels == 3 && s.stride_width == 2;
+    if (s.channel_step == 1 && s.pixel_step == s.channels) {
+        if (usual) return compute_stem<kind, lanes, 6>(s, 1, 3);
+        return compute_stem<kind, lanes, 0>(s, 1, s.channels);
+    }
+    if (usual) return compute_stem<kind, lanes, 2>(s, padded_width(s), 1);
+    compute_stem<kind, lanes, 0>(s, padded_width(s), 1);
 }
 
 }  // namespace

@@ -106,6 +106,7 @@ class GraphNetwork(InferenceNetwork):
         function: the compiled graph.
         dtype: of the frames that it takes.
         shape: the one (batch, frames, height, width) that it takes; None for any.
+        strided: whether clips may lie in memory in any way; otherwise they are made contiguous.
     """
 
     def __init__(
@@ -115,9 +116,11 @@ class GraphNetwork(InferenceNetwork):
         function: GraphFunction,
         dtype: torch.dtype,
         shape: tuple[int, int, int, int] | None = None,
+        strided: bool = False,
     ) -> None:
         super().__init__(spec, labels)
         self.shape = shape
+        self._strided = strided
         self._function = function
         self._dtype = dtype
         self._layout = layout_of(spec)
@@ -149,7 +152,9 @@ class GraphNetwork(InferenceNetwork):
 
     def run(self, video: Tensor, state: Held | None) -> tuple[Tensor, Held | None]:
         """Return logits and the state after the clip; see `InferenceNetwork.run`."""
-        video = video.to(self._dtype).contiguous()
+        video = video.to(self._dtype)
+        if not self._strided:
+            video = video.contiguous()
         with torch.no_grad():
             if state is None:
                 return self._function(video)[0], None

@@ -88,20 +88,26 @@ static float* make_vector(int64_t size, AtenTensorHandle* tensor) {{
 }}
 
 static AOTITorchError aoti_torch_cpu_stream_stem(
-    AtenTensorHandle frame, AtenTensorHandle cells, AtenTensorHandle bias, const int64_t* numbers,
+    AtenTensorHandle video, AtenTensorHandle cells, AtenTensorHandle bias, const int64_t* numbers,
     int64_t, AtenTensorHandle* out
 ) {{
     using namespace movinet_port;
     Stem s = {{}};
     {stem_numbers}
-    s.x = data_of(frame);
+    // Those of the clip that is there now, whatever it was compiled with.
+    int64_t* strides = nullptr;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(video, &strides));
+    s.channel_step = strides[1];
+    s.row_step = strides[3];
+    s.pixel_step = strides[4];
+    s.x = data_of(video);
     s.cells = data_of(cells);
     s.bias = data_of(bias);
     s.out = make_frame(s.out_height, s.out_width, s.filters, out);
     if (s.filters % LANES)
-        compute_stem<{activation}, LANES / 2>(s);
+        compute_stem_of<{activation}, LANES / 2>(s);
     else
-        compute_stem<{activation}, LANES>(s);
+        compute_stem_of<{activation}, LANES>(s);
     return AOTI_TORCH_SUCCESS;
 }}
 
@@ -162,9 +168,9 @@ def _layer_shapes(
     return out, mixed, x.new_empty(1, channels if memory else 0)
 
 
-def _stem_shape(frame: Tensor, cells: Tensor, bias: Tensor, numbers: Sequence[int]) -> Tensor:
+def _stem_shape(video: Tensor, cells: Tensor, bias: Tensor, numbers: Sequence[int]) -> Tensor:
     sizes = dict(zip(_STEM_NUMBERS, numbers, strict=True))
-    return frame.new_empty(1, sizes["out_height"], sizes["out_width"], sizes["filters"])
+    return video.new_empty(1, sizes["out_height"], sizes["out_width"], sizes["filters"])
 
 
 def _vector_shape(x: Tensor, matrix: Tensor, bias: Tensor, numbers: Sequence[int]) -> Tensor:
@@ -179,7 +185,7 @@ def _define(name: str, schema: str, shapes: Callable[..., Any]) -> torch._ops.Op
 
 
 _STEM = _define(
-    "stream_stem", "(Tensor frame, Tensor cells, Tensor bias, int[] numbers) -> Tensor", _stem_shape
+    "stream_stem", "(Tensor video, Tensor cells, Tensor bias, int[] numbers) -> Tensor", _stem_shape
 )
 _VECTOR = _define(
     "stream_vector",
@@ -214,11 +220,11 @@ class Kernels:
         self._lanes = lanes
         self._activation = activation
 
-    def takes_stem(self, conv: StreamConv, x: Tensor, run: Pass) -> bool:
-        """Return whether it computes a stem of `x`, (frames * batch, height, width, channels)."""
+    def takes_stem(self, conv: StreamConv, video: Tensor, run: Pass) -> bool:
+        """Return whether it computes a stem of (batch, channels, frames, height, width)."""
         return (
-            x.shape[0] == 1
-            and x.dtype == torch.float32
+            video.shape[0] == video.shape[2] == 1
+            and video.dtype == torch.float32
             and run.state is not None
             and conv.groups == conv.taps == 1
             and not conv.splits
@@ -226,17 +232,17 @@ class Kernels:
             and max(conv.kernel) <= _HIGHEST_KERNEL
         )
 
-    def compute_stem(self, conv: StreamConv, x: Tensor) -> Tensor:
+    def compute_stem(self, conv: StreamConv, video: Tensor) -> Tensor:
         """Return what a stem hands on, as `StreamConv.forward` does.
 
         Args:
-            conv, x: which it takes.
+            conv, video: which it takes. In a package `video` may have any strides.
         """
-        numbers = _geometry(conv, *x.shape[1:3])
+        numbers = _geometry(conv, *video.shape[3:])
         (kernel,) = conv.kernels
         numbers["filters"], numbers["channels"] = kernel.shape[:2]
         out: Tensor = _STEM(
-            x.permute(0, 3, 1, 2).contiguous(),
+            video,
             kernel.permute(1, 2, 3, 0).contiguous(),
             conv.constant,
             [numbers[name] for name in _STEM_NUMBERS],
@@ -353,6 +359,11 @@ class Kernels:
         # What Inductor writes of each is `extern`, this, and a semicolon.
         shims = {_STEM: [f'"C++" {{\n{code}\n}}'], _VECTOR: [], _LAYER: []}
         return {f"aot_inductor.{_SHIMS}": shims}
+
+
+def takes_any_strides(program: torch.export.ExportedProgram) -> bool:
+    """Return whether the program's clips may lie in memory in any way: only the stem reads them."""
+    return any(node.target is _STEM for node in program.graph.nodes)
 
 
 def kernels_for(network: FastMoViNet) -> Kernels | None:

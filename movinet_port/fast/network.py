@@ -293,11 +293,11 @@ class FastMoViNet(InferenceNetwork):
         run = Pass(video.shape[0], video.shape[2], state, wide, tap, room, kernels)
         if state is not None:
             run.waves = self.waves(state.count, run.frames, video.dtype)
-        # A view for one frame, and for one video.
-        x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
-        if kernels is not None and kernels.takes_stem(self.stem, x, run):
-            x = kernels.compute_stem(self.stem, x)
+        if kernels is not None and kernels.takes_stem(self.stem, video, run):
+            x = kernels.compute_stem(self.stem, video)
         else:
+            # A view for one frame, and for one video.
+            x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
             x = self.stem(x, run)
         for step in self.steps:
             x = step(x, run)

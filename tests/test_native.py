@@ -111,11 +111,15 @@ def test_layers_in_cpp_give_the_logits_and_states_of_the_readable_network(
         state = expected = model.init_state(1, *size)
         for planes, way in zip(frames, itertools.cycle(ways), strict=False):
             frame = way(planes)
+            before = state
             with torch.no_grad():
                 logits, state = package.step(frame, state)
                 right, expected = model.step(frame, expected)
             assert largest_error(logits, right) < 2e-5
             assert max(largest_error(state[name], expected[name]) for name in expected) < 2e-5
+            # Threads share numbers that both compute.
+            for _ in range(20):
+                assert torch.equal(package.step(frame, before)[0], logits)
 
 
 def test_what_the_cpp_does_not_cover_is_left_to_inductor(

@@ -395,12 +395,13 @@ inline void convolve_share(const Layer& l, Share share, float* rows, float* sums
 template <int vectors, typename Finish>
 INLINE void multiply_vectors(const float* matrix, const float* x, int64_t depth, int64_t first,
                              int64_t last, const Finish& finish) {
-    // As many sums as multiplications are under way.
-    constexpr int parts = 8 / vectors;
+    // One sum would wait for every addition. Their number is the same for all, because overlapping
+    // vectors must not differ.
+    constexpr int parts = LANES == 16 ? 4 : 2;
     Vector y[parts][vectors] = {};
     const int64_t next = depth * LANES;
     for (; first + parts <= last; first += parts) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int part = 0; part < parts; ++part) {
             const float number = x[first + part];
             const float* const from = matrix + (first + part) * LANES;
@@ -414,7 +415,7 @@ INLINE void multiply_vectors(const float* matrix, const float* x, int64_t depth,
             y[0][v] += x[first] * load(matrix + first * LANES + v * next);
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int part = 1; part < parts; ++part) y[0][v] += y[part][v];
         finish(v, y[0][v]);
     }

@@ -61,31 +61,36 @@ _HEAD = """
 
 # How AOTInductor calls an operation: lists as a pointer and a length, results through pointers.
 _FUNCTIONS = """
-static float* data_of(AtenTensorHandle tensor) {{
+namespace movinet_port {{
+namespace {{
+
+float* data_of(AtenTensorHandle tensor) {{
     void* found = nullptr;
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &found));
     return static_cast<float*>(found);
 }}
 
-static float* make(int64_t dimensions, const int64_t* shape, const int64_t* strides,
-                   AtenTensorHandle* tensor) {{
+float* make(int64_t dimensions, const int64_t* shape, const int64_t* strides,
+            AtenTensorHandle* tensor) {{
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         dimensions, shape, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
         tensor));
     return data_of(*tensor);
 }}
 
-static float* make_frame(int64_t height, int64_t width, int64_t channels,
-                         AtenTensorHandle* tensor) {{
+float* make_frame(int64_t height, int64_t width, int64_t channels, AtenTensorHandle* tensor) {{
     const int64_t shape[] = {{1, height, width, channels}};
     const int64_t strides[] = {{height * width * channels, width * channels, channels, 1}};
     return make(4, shape, strides, tensor);
 }}
 
-static float* make_vector(int64_t size, AtenTensorHandle* tensor) {{
+float* make_vector(int64_t size, AtenTensorHandle* tensor) {{
     const int64_t shape[] = {{1, size}}, strides[] = {{size, 1}};
     return make(2, shape, strides, tensor);
 }}
+
+}}  // namespace
+}}  // namespace movinet_port
 
 static AOTITorchError aoti_torch_cpu_stream_stem(
     AtenTensorHandle video, AtenTensorHandle cells, AtenTensorHandle bias, const int64_t* numbers,
@@ -115,8 +120,9 @@ static AOTITorchError aoti_torch_cpu_stream_vector(
     AtenTensorHandle x, AtenTensorHandle matrix, AtenTensorHandle bias, const int64_t* numbers,
     int64_t, AtenTensorHandle* out
 ) {{
+    using namespace movinet_port;
     const int64_t rows = numbers[0], columns = numbers[1];
-    movinet_port::multiply_whole(
+    multiply_whole(
         data_of(matrix), data_of(x), columns, data_of(bias), rows, make_vector(rows, out));
     return AOTI_TORCH_SUCCESS;
 }}

@@ -257,6 +257,9 @@ class LiteRunner:
     def __init__(self, path: Path, threads: int) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
+        # glibc gives what the runner copies back to the system after every frame, and takes it anew
+        # page by page, unless it has once been given a larger piece.
+        np.empty(31 << 20, np.uint8)
         self._interpreter = Interpreter(str(path), num_threads=threads)
         self._runner = self._interpreter.get_signature_runner()
         self._details = self._runner.get_input_details()

@@ -89,14 +89,22 @@ def test_what_is_done_the_first_time_only_is_not_done_again() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("missing", ["parse_ir", "_create_function_from_graph", "notation"])
+@pytest.mark.parametrize(
+    "missing", ["parse_ir", "_create_function_from_graph", "type", "list", "results"]
+)
 def test_where_it_cannot_be_recorded_the_function_is_called(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def function(x: Tensor) -> list[Tensor]:
-        return [x + 1, x.to(torch.float64)] if missing == "notation" else [x + 1]
+        # Arguments and results that are not written down.
+        found = {
+            "type": lambda: x.to(torch.float64),
+            "list": lambda: torch.cat([x, x]),
+            "results": lambda: x.unbind()[0],
+        }
+        return [x + 1, found[missing]()] if missing in found else [x + 1]
 
-    if missing != "notation":
+    if hasattr(torch._C, missing):
         monkeypatch.delattr(torch._C, missing)
     x = torch.rand(2)
     found, again = record(function, (x,))

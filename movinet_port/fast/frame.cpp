@@ -230,10 +230,8 @@ INLINE int64_t row_end(const Convolution& c) {
     return end < wide ? end : wide;
 }
 
-// By vectors, because the last one may overlap.
-INLINE float* sum_of(float* sums, int64_t channel) {
-    return sums + ceil_divide(channel, LANES) * LANES;
-}
+// Where the sums of a vector of channels are; the last vector, which may overlap, has its own.
+INLINE int64_t slot_of(int64_t channel) { return ceil_divide(channel, LANES) * LANES; }
 
 // A row of the frame, expanded; what is left and right of it has been zero from the beginning.
 template <Activation kind>
@@ -313,7 +311,7 @@ inline void convolve_row(const Layer l, Share share, int64_t row, const float* c
         int64_t at = row * l.out_width * l.channels + channel, left = l.out_width;
         for (int64_t blocks = ceil_divide(left, kPixels); blocks > 0; --blocks) {
             const int64_t now = ceil_divide(left, blocks);
-            convolve_some<kind, kPixels>(l, now, rows, width, channel, at, sum_of(sums, channel));
+            convolve_some<kind, kPixels>(l, now, rows, width, channel, at, sums + slot_of(channel));
             for (int64_t i = 0; i < l.kernel_height; ++i)
                 rows[i] += now * l.stride_width * width;
             at += now * l.channels;
@@ -335,7 +333,7 @@ inline void finish_row(const Layer l, Share share, int64_t row, float* sums) {
                 y += load(tap) * load(l.held[frame] + pixel + channel);
             y = activate<kind>(y + load(tap) * load(l.mixed + pixel + channel));
             store(l.convolved + pixel + channel, y);
-            float* const sum = sum_of(sums, channel);
+            float* const sum = sums + slot_of(channel);
             store(sum, load(sum) + y);
         });
     }
@@ -449,7 +447,7 @@ inline void pool(const Layer& l, const float* sums, int64_t apart, int64_t threa
     const float part = l.whole ? *l.part : 0.0f;
     for_vectors(0, l.channels, [&](int64_t channel) {
         Vector mean = {};
-        const float* sum = sums + ceil_divide(channel, LANES) * LANES;
+        const float* sum = sums + slot_of(channel);
         for (int64_t other = 0; other < threads; ++other, sum += apart) mean += load(sum);
         mean *= share;
         if (!l.whole) {

@@ -95,6 +95,8 @@ class _Recorder(TorchDispatchMode):
                 value = kwargs[argument.name]
             arguments.append(self._argument(value, str(argument.type)))
         results = found if isinstance(found, (tuple, list)) else [found]
+        if [str(result.type) for result in schema.returns] != ["Tensor"] * len(results):
+            raise _Cannot(schema.name)
         # An operation that writes returns a name that is taken: that of its result is not used.
         names = []
         for index, result in enumerate(results):

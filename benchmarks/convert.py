@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -51,15 +50,15 @@ def _child(side: str, folder: str) -> None:
     import torch  # noqa: F401  # imported by both sides, so that only the work is compared
 
     import converters  # noqa: F401
+    from benchmarks.measure import peak_memory
     from converters.tensorflow import import_tensorflow
 
     import_tensorflow()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     start = time.perf_counter()
     SIDES[side](folder)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds, "memory": (peak - before) / MIB}))
+    print(json.dumps({"seconds": seconds, "memory": peak_memory() - before}))
 
 
 def _measure(side: str, folder: Path) -> dict[str, float]:

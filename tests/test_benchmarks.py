@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.measure import Row, fit, measure
+from benchmarks.measure import Row, fit, measure, peak_memory
 from benchmarks.peers import Peers
 from benchmarks.plots import draw
 
@@ -100,6 +101,14 @@ def test_row_that_cannot_start_does_not_stop_the_others() -> None:
     assert rows[1].error.startswith("TypeError: ")
     assert rows[2].error is None
     assert len(rows[2].rounds) == 3
+
+
+def test_memory_is_the_row_s_own() -> None:
+    """Of a process, Linux remembers what the one that started it had."""
+    ours = np.ones(2**28, np.uint8)
+    row = Row("small", "matmul", {"size": 16})
+    measure([row], rounds=1, threads=1, seconds=0.001)
+    assert 10 < row.facts["memory"] < peak_memory() - ours.nbytes / 2**21
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(2.0, 3.0), (-0.5, 0.0)])

@@ -6,6 +6,9 @@ VENV := .venv
 REFERENCE_VENV := .venv-reference
 BENCH_VENV := .venv-bench
 INSTALLED_FROM := setup.cfg pyproject.toml constraints.txt
+# Processes that tests run in; a file's tests stay together, because they share what is slow to make.
+JOBS ?= 2
+PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 # A comma inside an argument of $(call).
 , := ,
 
@@ -64,10 +67,10 @@ test test-reference: export TF_USE_LEGACY_KERAS = 1
 test test-reference: export TF_CPP_MIN_LOG_LEVEL = 3
 
 test: lint
-	$(VENV)/bin/python -m pytest -m "not reference"
+	$(VENV)/bin/$(PYTEST) -m "not reference"
 
 test-reference: $(REFERENCE_VENV)/.installed
-	$(REFERENCE_VENV)/bin/python -m pytest -m reference
+	$(REFERENCE_VENV)/bin/$(PYTEST) -m reference
 
 fuzz: export TF_USE_LEGACY_KERAS = 1
 fuzz: $(VENV)/.installed-dev

@@ -380,6 +380,12 @@ def main() -> int:
     parser.add_argument("--optimize", choices=LEVELS, help="compare the optimised network")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    variants = options.variants.split(",")
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown:
+        parser.error(
+            f"--variants: no variant is called {unknown[0]!r}; there are {', '.join(VARIANTS)}"
+        )
     torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
     alarms = 0
@@ -387,7 +393,7 @@ def main() -> int:
         "variant      taps  runs  alarms  largest error in floors: median, maximum (where)"
         + ("; controls, missed, smallest error" if options.optimize else "")
     )
-    for variant in options.variants.split(","):
+    for variant in variants:
         start = time.perf_counter()
         found = list(runs(variant, options.runs, options.largest, options.optimize))
         results += found

@@ -876,6 +876,11 @@ def main() -> int:
         parser.error(
             f"--only: no section is called {unknown[0]!r}; there are {', '.join(SECTIONS)}"
         )
+    unknown = [v for v in (options.variants or "").split(",") if v and v not in SIZES]
+    if unknown:
+        parser.error(
+            f"--variants: no variant is called {unknown[0]!r}; there are {', '.join(SIZES)}"
+        )
     bench = Bench(options)
     if options.prepare:
         prepare(bench, sections)

@@ -173,6 +173,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"cannot read {path}: it is a folder, expected a file")
     if not path.is_file():
         raise CheckpointError(f"cannot read {path}: no such file")
+    if path.suffix == PACKAGE:
+        raise CheckpointError(
+            f"cannot read {path}: it is compiled, expected the file that it was compiled from, "
+            f".pt or {SAFETENSORS}"
+        )
     content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_pt(path)
     _check_content(path, content)
     version = content["format_version"]

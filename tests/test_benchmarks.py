@@ -77,16 +77,26 @@ def test_clips_cost_memory_and_the_gpu_have_their_rows(weights: Path, tmp_path: 
     assert {path.name for path in plots} == {"bench-clip.png", "bench-flat.png"}
 
 
-def test_unknown_section_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("program", "option", "value", "message"),
+    [
+        ("speed.py", "--only", "frames", "no section is called 'frames'"),
+        ("speed.py", "--variants", "a0,a9", "no variant is called 'a9'"),
+        ("parity.py", "--variants", "a0-stream,a9-base", "no variant is called 'a9-base'"),
+    ],
+)
+def test_unknown_choice_is_refused(program: str, option: str, value: str, message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "benchmarks/speed.py", "--only", "frames"],
+        [sys.executable, f"benchmarks/{program}", option, value],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
+        # Without the refusal it would set out to measure.
+        timeout=120,
     )
     assert done.returncode == 2
-    assert "no section is called 'frames'" in done.stderr
+    assert message in done.stderr
 
 
 def test_row_that_cannot_start_does_not_stop_the_others() -> None:

@@ -285,6 +285,13 @@ def test_folder_is_refused_as_a_folder(tmp_path: Path, suffix: str) -> None:
     assert "folder" in refusal(path).replace(str(path), "")
 
 
+def test_compiled_network_is_refused_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "a0.pt2"
+    path.write_bytes(b"native code")
+    with pytest.raises(CheckpointError, match="it is compiled"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
     "data", [b"", b"\0" * 100, b"PK\x03\x04", b"\x80\x02.", b"{}", b"not one\n"]

@@ -224,7 +224,7 @@ class Subjects:
         if level == "eager":
             self._network = optimize(model)
         else:
-            self._exact = fold_network(model)
+            self._exact = fold_network(model, turn=False)
             self._network = self._compiled(model, self._exact)
         self.right = Optimised(self._network, self._exact)
 

@@ -413,7 +413,8 @@ class _Fast:
         return Pass(self.batch, rows // self.batch, None, dtype, None)
 
     def enter(self, piece: Tensor) -> Tensor:
-        return piece.permute(2, 0, 3, 4, 1).flatten(0, 1)
+        piece = piece.permute(2, 0, 3, 4, 1).flatten(0, 1)
+        return piece.flip(1, 2) if self._model.turned else piece
 
     def block(self, layer: Layer) -> StreamConv:
         return layer.depthwise
@@ -441,7 +442,7 @@ class _Fast:
         if layer.skip is None:
             return piece
         if layer.pools:
-            piece = average_pool(piece)
+            piece = average_pool(piece, layer.depthwise.turned)
         x: Tensor = layer.skip(piece.reshape(-1, piece.shape[3]))
         return x.view(*piece.shape[:3], -1)
 

@@ -231,11 +231,11 @@ def _model(weights: str | None, source: str, reference: Reference, level: str | 
         loaded = load(weights)
         if isinstance(loaded, InferenceNetwork):
             # What is in a package cannot be computed in float64; its source's weights can.
-            return Optimised(loaded, fold_network(model))
+            return Optimised(loaded, fold_network(model, turn=False))
         model = loaded
     if level is None:
         return model
-    return Optimised(optimised(model, level), fold_network(model))
+    return Optimised(optimised(model, level), fold_network(model, turn=False))
 
 
 def _clip(

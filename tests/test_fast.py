@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import os
 import platform
@@ -31,6 +32,7 @@ from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.optimize import fold_network
 from movinet_port.fast.state import Layout
+from movinet_port.layers import AveragePool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -291,6 +293,90 @@ def test_a_long_clip_in_pieces_gives_the_same_logits(
         assert error(fast(clip), model(clip)) < ROUNDING[dtype]
 
 
+@given(
+    size=st.tuples(*[st.integers(1, 40)] * 2),
+    kernel=st.sampled_from([(3, 3), (5, 5), (3, 5), (1, 3), (1, 1)]),
+    stride=st.sampled_from([1, 2]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    batch=st.integers(1, 2),
+)
+def test_turned_frames_give_the_same_logits(
+    tiny_spec: Any,
+    randomised: Any,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: int,
+    dtype: torch.dtype,
+    batch: int,
+) -> None:
+    spec = tiny_spec("base")
+    stem = dataclasses.replace(spec.stem, kernel_size=(1, *kernel[::-1]))
+    block = dataclasses.replace(
+        spec.blocks[0],
+        kernel_sizes=((3, *kernel), (1, *kernel)),
+        strides=((1, stride, stride), (1, 1, 1)),
+    )
+    model = randomised(MoViNet(spec.replace(stem=stem, blocks=(block,)))).to(dtype)
+    clip = torch.rand(batch, 3, 3, *size, dtype=dtype)
+    fast = fold_network(model)
+    # The stem has stride 2.
+    assert fast.turned == (min(kernel) > 1)
+    expected = model(clip)
+    for network_ in (fast, fold_network(model, turn=False)):
+        assert error(network_(clip), expected) < ROUNDING[dtype]
+
+
+def test_an_even_kernel_is_not_turned(build: Any) -> None:
+    model = build("base", stem=StemSpec(filters=8, kernel_size=(1, 4, 3)))
+    fast = fold_network(model)
+    assert not fast.turned
+    clip = torch.rand(1, 3, 3, 21, 24)
+    assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
+
+
+@pytest.mark.parametrize("size", [(21, 24), (24, 21), (23, 23), (24, 24)], ids=_name)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_tap_sees_and_replaces_frames_as_they_were(
+    build: Any, size: tuple[int, int], batch: int
+) -> None:
+    model = build("base")
+    clip = torch.rand(batch, 3, 3, *size)
+
+    def values(network_: FastMoViNet, replaced: str = "") -> dict[str, torch.Tensor]:
+        seen = {}
+
+        def tap(name: str, value: torch.Tensor) -> torch.Tensor:
+            seen[name] = value.clone()
+            if name != replaced:
+                return value
+            ramp = torch.linspace(0.5, 2, value[0].numel()).view(value.shape[1:])
+            return value * ramp
+
+        network_.run(clip, None, tap)
+        return seen
+
+    turned, upright = fold_network(model), fold_network(model, turn=False)
+    assert (turned.turned, upright.turned) == (True, False)
+    expected = values(upright)
+    for replaced in ("", *expected):
+        found, expected = values(turned, replaced), values(upright, replaced)
+        assert found.keys() == expected.keys()
+        assert all(error(found[name], expected[name]) < 1e-4 for name in expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (5, 5), (6, 5), (7, 8), (8, 8)])
+@pytest.mark.parametrize("many", [0, 10**9])
+@pytest.mark.parametrize("turn", [False, True])
+def test_a_pool_of_a_skip_is_the_readable_one(
+    size: tuple[int, int], many: int, turn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "MANY_POOLED", many)
+    x = torch.rand(3, *size, 8)
+    expected = AveragePool()(x.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
+    found = parts.average_pool(x.flip(1, 2), True).flip(1, 2) if turn else parts.average_pool(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=_name)
 def test_the_mode_and_the_later_training_of_the_model_do_not_matter(build: Any, dtype: Any) -> None:
     model = build("base").to(dtype)
@@ -519,11 +605,17 @@ def test_compile_level_gives_the_same_logits(
 
 @pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
 @pytest.mark.parametrize("strip", [None, 900], ids=["whole", "strips"])
+@pytest.mark.parametrize("turn", [False, True], ids=["upright", "turned"])
 def test_what_a_compiler_is_given_computes_the_same(
-    build: Any, mode: str, changes: Any, strip: int | None, monkeypatch: pytest.MonkeyPatch
+    build: Any,
+    mode: str,
+    changes: Any,
+    strip: int | None,
+    turn: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = build(mode, **changes)
-    fast = fold_network(model)
+    fast = fold_network(model, turn=turn)
     if strip is not None:
         monkeypatch.setattr(parts, "STRIP_BYTES", strip)
     in_strips = []
@@ -636,8 +728,12 @@ def test_every_member_of_the_family_is_optimised_exactly(
             # Random statistics would let the activations of a hundred layers grow without bound.
             norm.running_mean.zero_()
             norm.running_var.fill_(1.0)
-    video = torch.rand(1, 3, 3, 33, 38)
+    video = torch.rand(1, 3, 3, 33, 38, generator=torch.Generator().manual_seed(0))
     parts = (3,) if mode == "base" else (1, 2)
-    found, expected = watch(optimize(model), video, parts), watch(model, video, parts)
+    fast = optimize(model)
+    assert isinstance(fast, FastMoViNet)
+    assert fast.turned == (mode == "base")
+    # In float64, because the readable network rounds as much as the fast one.
+    found, expected = watch(fast, video, parts), watch(model.double(), video.double(), parts)
     assert all(bool(torch.isfinite(logits).all()) for logits in expected)
     assert max(map(error, found, expected)) < ROUNDING[torch.float32]

@@ -35,7 +35,7 @@ def compile_command(weights: str, frames: int, size: str, batch: int, output: st
 
     with show_progress() as progress:
         progress("loading the network")
-        network = fold_network(load_checkpoint(weights).build())
+        network = fold_network(load_checkpoint(weights).build(), turn=False)
         progress("compiling, which takes minutes")
         compile_package(network, output, frames=frames, size=height_width, batch=batch)
     click.echo(

@@ -82,7 +82,8 @@ def compile_package(
     """Write a package; it appears whole or not at all. Takes minutes.
 
     Args:
-        network: from ``movinet_port.optimize(model)``, on the CPU.
+        network: from ``movinet_port.fast.optimize.fold_network(model, turn=False)``, on the CPU.
+            One that computes turned frames, as ``movinet_port.optimize`` gives, is slower here.
         path: of the file; it must end in ``.pt2``.
         frames, batch: of the clips that it shall take.
         size: (height, width) of their frames.

@@ -8,6 +8,7 @@ All of it is computed in float64, so that folding rounds each number once:
 - what projections and residual branches add to every pixel alike is never added: a layer hands on
   its output less a constant per channel (`FoldedLayer.offset`), and the next layers' biases make up
   for it. That is exact, because nothing between two layers pads or is not linear;
+- frames may be turned by 180 degrees (`turned`), so that no kernel must grow (`StreamConv._grown`);
 - the hard sigmoids' slope and constant go into the squeeze-excitation's second matrix.
 """
 
@@ -48,6 +49,7 @@ class FoldedConv:
         temporal: the split-off taps: (frames, out) if depthwise, else (frames, out, in); or None.
         temporal_bias: (out,), or None.
         stride: of height and width.
+        turned: whether it computes frames that are turned by 180 degrees.
     """
 
     spatial: Tensor
@@ -56,6 +58,7 @@ class FoldedConv:
     temporal_bias: Tensor | None
     stride: tuple[int, int]
     groups: int
+    turned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +139,33 @@ def fold(model: MoViNet) -> Folded:
         hidden=_matrix(model.classifier.hidden),
         output=_matrix(model.classifier.output),
     )
+
+
+def turned(folded: Folded) -> Folded:
+    """Return the network for frames turned by 180 degrees, which gives the same logits.
+
+    Where SAME pads one cell more on one side, that is after the frame, and so before the turned
+    one; equal padding of both sides does as well, because a stride leaves out the last cell. A
+    stream's state would be turned too, and a kernel that is smaller than its stride would see other
+    cells: such networks are returned as they are.
+    """
+    convs = [folded.stem, *(layer.depthwise for layer in folded.layers.values())]
+    fit = all(
+        size % 2 and size >= stride
+        for conv in convs
+        for size, stride in zip(conv.spatial.shape[3:], conv.stride, strict=True)
+    )
+    if folded.spec.causal or not fit:
+        return folded
+
+    def turn(conv: FoldedConv) -> FoldedConv:
+        return dataclasses.replace(conv, spatial=conv.spatial.flip(3, 4), turned=True)
+
+    layers = {
+        name: dataclasses.replace(layer, depthwise=turn(layer.depthwise))
+        for name, layer in folded.layers.items()
+    }
+    return dataclasses.replace(folded, stem=turn(folded.stem), layers=layers)
 
 
 def _norm(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:

@@ -171,12 +171,14 @@ class FastMoViNet(InferenceNetwork):
         spec: the architecture.
         labels: the classes' names, or None.
         layer_names: the bottlenecks.
+        turned: whether its layers compute frames turned by 180 degrees.
     """
 
     def __init__(self, folded: Folded, labels: tuple[str, ...] | None = None) -> None:
         super().__init__(folded.spec, labels)
         spec = folded.spec
         self.layer_names = tuple(folded.layers)
+        self.turned = folded.stem.turned
         self.stem = StreamConv("stem", "stem", folded.stem, spec)
         offset = torch.zeros_like(folded.stem.bias)
         for name, layer in folded.layers.items():
@@ -290,7 +292,7 @@ class FastMoViNet(InferenceNetwork):
         """Compute `run`; for a compiler, with operations that it makes the most of."""
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
-        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room, kernels)
+        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room, kernels, self.turned)
         if state is not None:
             run.waves = self.waves(state.count, run.frames, video.dtype)
         if kernels is not None and kernels.takes_stem(self.stem, video, run):
@@ -298,7 +300,7 @@ class FastMoViNet(InferenceNetwork):
         else:
             # A view for one frame, and for one video.
             x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
-            x = self.stem(x, run)
+            x = self.stem.of_video(x, run)
         for step in self.steps:
             x = step(x, run)
         x = self.head(x.view(-1, x.shape[3])).view(*x.shape[:3], -1)

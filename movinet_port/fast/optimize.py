@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from movinet_port.errors import SpecError, nearest
-from movinet_port.fast.fold import fold
+from movinet_port.fast.fold import fold, turned
 from movinet_port.fast.network import FastMoViNet, InferenceNetwork
 from movinet_port.model import MoViNet
 
@@ -58,7 +58,7 @@ def optimize(
         raise SpecError(f"optimize expects a MoViNet, found {type(model).__name__}")
     if quantize not in (None, "int8"):
         raise SpecError(f"quantize is {quantize!r}, expected 'int8' or None")
-    network = fold_network(model, dtype)
+    network = fold_network(model, dtype, turn=level == "eager")
     if quantize is not None:
         if level != "eager":
             raise SpecError(f"quantize='int8' is for level 'eager', found level {level!r}")
@@ -70,7 +70,17 @@ def optimize(
     return compile_graph(network)
 
 
-def fold_network(model: MoViNet, dtype: torch.dtype | None = None) -> FastMoViNet:
-    """Return the network of level "eager"; see `optimize`."""
-    weight = model.stem.conv.weight
-    return FastMoViNet(fold(model), model.labels).to(dtype or weight.dtype)
+def fold_network(
+    model: MoViNet, dtype: torch.dtype | None = None, *, turn: bool = True
+) -> FastMoViNet:
+    """Return the network of level "eager"; see `optimize`.
+
+    Args:
+        model: the readable network.
+        dtype: to compute in; by default that of `model`.
+        turn: whether a base network computes turned frames, see `movinet_port.fast.fold.turned`. A
+            compiler pads as it likes, and turning would cost it.
+    """
+    folded = fold(model)
+    network = FastMoViNet(turned(folded) if turn else folded, model.labels)
+    return network.to(dtype or model.stem.conv.weight.dtype)

@@ -144,6 +144,7 @@ class Pass:
         tap: see `Tap`; None for nobody watching.
         room: where to compute; by default in fresh memory.
         kernels: compute what they take, in a package.
+        turned: whether frames are turned by 180 degrees between layers.
     """
 
     def __init__(
@@ -155,8 +156,10 @@ class Pass:
         tap: Tap | None = None,
         room: Room | None = None,
         kernels: Kernels | None = None,
+        turned: bool = False,
     ) -> None:
         self.room = room or Room()
+        self.turned = turned
         self.kernels = kernels
         self.traced = torch.compiler.is_compiling()
         self.batch = batch
@@ -183,11 +186,15 @@ class Pass:
         if self.tap is None:
             return x
         value = x if offset is None else x + offset
+        if self.turned:
+            value = value.flip(1, 2)
         apart = value.unflatten(0, (-1, self.batch)).permute(1, 4, 0, 2, 3)
         replaced = self.tap(name, apart)
         if replaced is apart:
             return x
         x = replaced.permute(2, 0, 3, 4, 1).flatten(0, 1).contiguous()
+        if self.turned:
+            x = x.flip(1, 2)
         return x if offset is None else x - offset
 
     def see_vector(self, name: str, x: Tensor) -> Tensor:
@@ -304,6 +311,7 @@ class StreamConv(Part):
         self.stride = folded.stride
         self.groups = folded.groups
         self.kernel = folded.spatial.shape[3:]
+        self.turned = folded.turned
         self.causal = spec.causal
         self.legacy = spec.causal_padding == "legacy"
         self.activation = _ACTIVATIONS[spec.activation]
@@ -343,15 +351,19 @@ class StreamConv(Part):
             run: the pass.
         """
         if not self.splits:
-            if self.groups == self.taps == 1 and len(x) > 1 and fuses(x):
-                x = self._frame_by_frame(x, run)
-            else:
-                x = self._spatial(self._windows(x, run), run)
+            x = self._spatial(self._windows(x, run), run)
             return x if run.tap is None else run.see(f"{self.name}.activation", x)
         x = self._spatial([(x, 0)], run)
         if run.tap is not None:
             x = run.see(f"{self.name}.activation", x)
         return self.over_time(x, run)
+
+    def of_video(self, x: Tensor, run: Pass) -> Tensor:
+        """Return what `forward` does, of frames as they come: not turned, channels apart."""
+        if self.splits or self.groups * self.taps > 1 or len(x) == 1 or not fuses(x):
+            return self.forward(x.flip(1, 2) if self.turned else x, run)
+        x = self._frame_by_frame(x, run)
+        return x if run.tap is None else run.see(f"{self.name}.activation", x)
 
     def over_time(self, x: Tensor, run: Pass) -> Tensor:
         """Return the split-off temporal convolution's activations; all else as in `forward`."""
@@ -463,7 +475,7 @@ class StreamConv(Part):
             self.unpadded = pack(self.kernels[0], self.stride, self.groups)
         y = run.room.take("stem", x, (len(x), *self.out_size(height, width), self.spatial_out))
         for seen, out in zip(x.split(size), y.split(size), strict=True):
-            inside[: len(seen)].copy_(seen)
+            inside[: len(seen)].copy_(seen.flip(1, 2) if self.turned else seen)
             found = torch.ops.mkldnn._convolution_pointwise(
                 piece[: len(seen)].permute(0, 3, 1, 2),
                 self.unpadded,
@@ -675,8 +687,8 @@ class StreamConv(Part):
         packs = fuses(kernels[0])
         if packs:
             kernels = [pack(kernel, self.stride, self.groups) for kernel in kernels]
-        (_, bottom), (_, right) = self.pads(height, width)
-        return kernels, packs, (bottom, right)
+        vertical, horizontal = self.pads(height, width)
+        return kernels, packs, (max(vertical), max(horizontal))
 
     def _volume(self, height: int, width: int) -> Tensor:
         """Return all taps as one kernel, over frames and space, as oneDNN wants it."""
@@ -689,18 +701,18 @@ class StreamConv(Part):
 
     def _grown(self, kernel: Tensor, height: int, width: int) -> Tensor:
         # Where SAME pads one cell more after than before, a zero in front of the kernel and equal
-        # padding do the same, without a padded copy of the input.
+        # padding do the same, without a padded copy of the input. Of turned frames it pads more
+        # before than after, and what equal padding adds no kernel reaches.
         (top, bottom), (left, right) = self.pads(height, width)
-        return F.pad(kernel, (right - left, 0, bottom - top, 0))
+        return F.pad(kernel, (max(0, right - left), 0, max(0, bottom - top), 0))
 
     def pads(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the cells before and after the height, and the width, of frames of this size."""
         if self.legacy:
             return legacy_padding(self.kernel[0]), legacy_padding(self.kernel[1])
-        return (
-            same_padding(height, self.kernel[0], self.stride[0]),
-            same_padding(width, self.kernel[1], self.stride[1]),
-        )
+        top, bottom = same_padding(height, self.kernel[0], self.stride[0])
+        left, right = same_padding(width, self.kernel[1], self.stride[1])
+        return ((bottom, top), (right, left)) if self.turned else ((top, bottom), (left, right))
 
     def _temporal(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
         full = self._full(windows, run)
@@ -877,7 +889,7 @@ class Layer(Part):
         if run.kernels is not None and run.kernels.takes(self, x, run):
             residual = x.view(-1, x.shape[3])
             if self.skip is not None:
-                pooled = average_pool(x) if self.pools else x
+                pooled = average_pool(x, run.turned) if self.pools else x
                 residual = self.skip(pooled.view(-1, x.shape[3]))
             return run.kernels.compute(self, x, residual, run)
         expand, depthwise, gate_of, skip = self.steps
@@ -899,7 +911,7 @@ class Layer(Part):
         hidden = hidden.view(-1, shape[3])
         if skip is not None:
             if self.pools:
-                x = average_pool(x)
+                x = average_pool(x, run.turned)
                 if run.tap is not None:
                     x = run.see(f"{self.name}.skip.pool", x, self.offset_before)
                 rows = x.view(-1, x.shape[3])
@@ -945,30 +957,37 @@ class Layer(Part):
         return math.ceil(run.frames / pieces)
 
 
-def average_pool(x: Tensor) -> Tensor:
+def average_pool(x: Tensor, turned: bool = False) -> Tensor:
     """Average 3 x 3 pixels with stride 2, SAME; cells of the padding are not counted.
 
     Args:
         x: (frames, height, width, channels), and so is what is returned.
+        turned: whether frames are turned by 180 degrees.
     """
     if x.shape[:3].numel() >= MANY_POOLED and fuses(x):
-        kernel, padding, share = _pooling(*x.shape[1:])
+        kernel, padding, share = _pooling(*x.shape[1:], turned)
         sums = torch.ops.mkldnn._convolution_pointwise(
             x.permute(0, 3, 1, 2), kernel, None, padding, (2, 2), (1, 1), x.shape[3], "none", [], ""
         )
         means: Tensor = sums.permute(0, 2, 3, 1).contiguous().mul_(share)
         return means
-    # At even sizes SAME pads one side only, where the pool's ceil mode goes over the edge.
-    at_edge = (x.shape[1] % 2, x.shape[2] % 2)
-    y = F.avg_pool2d(x.permute(0, 3, 1, 2), 3, 2, at_edge, ceil_mode=True, count_include_pad=False)
+    # At even sizes SAME pads one side only: the end, where the pool's ceil mode goes over the edge,
+    # or of turned frames the start.
+    at_edge = (1, 1) if turned else (x.shape[1] % 2, x.shape[2] % 2)
+    planes = x.permute(0, 3, 1, 2)
+    y = F.avg_pool2d(planes, 3, 2, at_edge, ceil_mode=not turned, count_include_pad=False)
     return y.permute(0, 2, 3, 1).contiguous()
 
 
 @functools.lru_cache(maxsize=64)
-def _pooling(height: int, width: int, channels: int) -> tuple[Tensor, tuple[int, int], Tensor]:
+def _pooling(
+    height: int, width: int, channels: int, turned: bool
+) -> tuple[Tensor, tuple[int, int], Tensor]:
     """Return a kernel that sums up what a pool sees, its padding, and one over the cells seen."""
     (top, bottom), (left, right) = same_padding(height, 3, 2), same_padding(width, 3, 2)
-    ones = F.pad(torch.ones(channels, 1, 3, 3), (right - left, 0, bottom - top, 0))
+    ones = torch.ones(channels, 1, 3, 3)
+    if not turned:  # see StreamConv._grown
+        ones = F.pad(ones, (right - left, 0, bottom - top, 0))
     cells = F.conv2d(torch.ones(1, 1, height, width), ones[:1], None, 2, (bottom, right))
     share = cells.reciprocal()[0, 0, :, :, None].repeat(1, 1, channels)
     return pack(ones, (2, 2), channels), (bottom, right), share

@@ -7,6 +7,7 @@ table can say whether two rows compute the same.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import sys
@@ -281,7 +282,11 @@ def first_port(
 
     config = getattr(_C.MODEL, f"MoViNet{name.upper()}")
     causal = mode == "stream"
-    model = MoViNet(config, causal=causal, pretrained=False, tf_like=True, num_classes=600).eval()
+    options = {"causal": causal, "pretrained": False, "tf_like": True, "num_classes": 600}
+    # Its earliest versions know one kind of convolution.
+    if "conv_type" in inspect.signature(MoViNet).parameters:
+        options["conv_type"] = "2plus1d" if causal else "3d"
+    model = MoViNet(config, **options).eval()
     clips = [torch.from_numpy(c).permute(0, 4, 1, 2, 3) for c in _clips(1, frames, size)]
     if causal:
         call, _ = _stepper(model, clips, model.clean_activation_buffers)

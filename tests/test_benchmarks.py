@@ -20,6 +20,29 @@ from benchmarks.plots import draw
 SAMPLE = "weights/samples/movinet_mini_stream.tar.gz"
 ROOT = Path(__file__).resolve().parent.parent
 
+# Stands in for the first port, which is not part of this repository.
+_PORT_CONFIG = """
+from types import SimpleNamespace
+_C = SimpleNamespace(MODEL=SimpleNamespace(MoViNetA0="A0"))
+"""
+_PORT = """
+import torch
+
+class MoViNet(torch.nn.Module):
+    def __init__(self, config, causal, pretrained, tf_like, num_classes{parameter}):
+        super().__init__()
+        assert (config, pretrained, tf_like, num_classes) == ("A0", False, True, 600)
+        assert {kind} in (None, "2plus1d" if causal else "3d")
+        self.causal = causal
+
+    def forward(self, clip):
+        assert clip.shape == (1, 3, 1 if self.causal else 4, 8, 8) and not self.training
+        return clip.sum((2, 3, 4))
+
+    def clean_activation_buffers(self):
+        assert self.causal
+"""
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -111,6 +134,30 @@ def test_row_that_cannot_start_does_not_stop_the_others() -> None:
     assert rows[1].error.startswith("TypeError: ")
     assert rows[2].error is None
     assert len(rows[2].rounds) == 3
+
+
+@pytest.mark.parametrize(("parameter", "kind"), [("", "None"), (", conv_type='3d'", "conv_type")])
+def test_the_first_port_is_built_as_the_published_network_of_a_mode(
+    tmp_path: Path, parameter: str, kind: str
+) -> None:
+    package = tmp_path / "movinets"
+    package.mkdir()
+    (package / "config.py").write_text(_PORT_CONFIG)
+    (package / "__init__.py").write_text(_PORT.format(parameter=parameter, kind=kind))
+    common = {"checkout": str(tmp_path), "name": "a0", "size": 8}
+    rows = [
+        Row("stream", "first_port", {**common, "mode": "stream", "frames": 1}),
+        Row("base", "first_port", {**common, "mode": "base", "frames": 4}),
+        Row(
+            "nowhere", "first_port", {**common, "checkout": "nowhere", "mode": "base", "frames": 4}
+        ),
+    ]
+    measure(rows, rounds=1, threads=1, seconds=0.001)
+    assert [row.error for row in rows] == [
+        None,
+        None,
+        "nowhere holds no package movinets; give its checkout",
+    ]
 
 
 def test_memory_is_the_row_s_own() -> None:

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 REFERENCE_VENV := .venv-reference
 BENCH_VENV := .venv-bench
-INSTALLED_FROM := setup.cfg pyproject.toml constraints.txt
+INSTALLED_FROM := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard movinet_port/fast/*.cpp)
 # Processes that tests run in; a file's tests stay together, because they share what is slow to make.
 JOBS ?= 2
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile

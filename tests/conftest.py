@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, StemSpec
+from movinet_port.fast import extension
 
 # How the published stream networks differ from the base ones, spelt out once more on purpose.
 STREAM = {
@@ -37,6 +38,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimised networks compute by PyTorch's operations, as where no C++ could be compiled."""
+    monkeypatch.setattr(extension, "libraries", lambda: ())
+
+
+@pytest.fixture(params=["compiled", "operations"])
+def either(request: pytest.FixtureRequest) -> None:
+    """Optimised networks compute by the compiled library, and by PyTorch's operations."""
+    if request.param == "operations":
+        request.getfixturevalue("operations")
+    elif not extension.libraries():
+        pytest.skip("no compiled library here")
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, Held, graph, hold, kernels, network, parts
+from movinet_port.fast import FastMoViNet, Held, extension, graph, hold, kernels, network, parts
 from movinet_port.fast import frame as frame_plan
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
@@ -88,6 +88,7 @@ def watch(model: Any, video: torch.Tensor, parts: tuple[int, ...]) -> list[torch
     return [model(clip) for clip in video.split(parts, dim=2)]
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=_name)
 @pytest.mark.parametrize(
@@ -103,6 +104,7 @@ def test_eager_gives_the_logits_of_the_readable_network(
     assert max(map(error, found, expected)) < ROUNDING[dtype]
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("changes", STREAM, ids=_name)
 def test_either_network_goes_on_from_the_states_of_the_other(
     build: Any, changes: dict[str, Any]
@@ -123,6 +125,7 @@ def test_either_network_goes_on_from_the_states_of_the_other(
         assert (value.shape, value.dtype) == (alone[name].shape, alone[name].dtype)
 
 
+@pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("changes", STREAM, ids=_name)
 def test_single_frames_are_made_ready_for_where_frames_meet_in_depthwise_convolutions_only(
     build: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -138,6 +141,7 @@ def test_single_frames_are_made_ready_for_where_frames_meet_in_depthwise_convolu
     assert len(computed) == (2 if dense else 1)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("clip", [1, 4])
 def test_threads_share_a_network(build: Any, clip: int) -> None:
     model = build()
@@ -159,6 +163,7 @@ def test_threads_share_a_network(build: Any, clip: int) -> None:
         assert error(one, logits(model, video)) < ROUNDING[torch.float32]
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
 @pytest.mark.parametrize("frames", [1, 5])
 def test_what_is_returned_stays_as_it_is(
@@ -174,6 +179,7 @@ def test_what_is_returned_stays_as_it_is(
     assert all(map(torch.equal, kept, before))
 
 
+@pytest.mark.usefixtures("either")
 def test_a_frame_is_computed_with_the_present_weights_at_any_size(build: Any) -> None:
     model = build()
     fast = optimize(model)
@@ -191,6 +197,7 @@ def test_a_frame_is_computed_with_the_present_weights_at_any_size(build: Any) ->
         assert error(watch(single, frame, (1,))[0], expected) < ROUNDING[torch.float32]
 
 
+@pytest.mark.usefixtures("either")
 def test_a_network_that_nobody_holds_is_gone(build: Any) -> None:
     fast = optimize(build())
     fast(torch.rand(1, 3, 1, 20, 24))
@@ -203,6 +210,7 @@ def test_a_network_that_nobody_holds_is_gone(build: Any) -> None:
         gc.enable()
 
 
+@pytest.mark.usefixtures("either")
 def test_defaults_of_the_caller_do_not_matter(build: Any) -> None:
     model = build()
     fast = optimize(model)
@@ -216,6 +224,7 @@ def test_defaults_of_the_caller_do_not_matter(build: Any) -> None:
     assert max(map(error, found, expected)) < ROUNDING[torch.float32]
 
 
+@pytest.mark.usefixtures("either")
 def test_loaded_weights_are_those_that_are_used(build: Any, randomised: Callable[..., Any]) -> None:
     model = build()
     fast = optimize(model)
@@ -237,6 +246,7 @@ def test_a_state_of_the_fast_network_takes_part_in_gradients(build: Any) -> None
     assert model.stem.conv.weight.grad is not None
 
 
+@pytest.mark.usefixtures("either")
 def test_a_step_leaves_the_state_that_it_was_given(build: Any) -> None:
     fast = optimize(build())
     frame = torch.rand(1, 3, 1, 32, 32)
@@ -248,6 +258,7 @@ def test_a_step_leaves_the_state_that_it_was_given(build: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
+@pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("changes", STREAM, ids=_name)
 @pytest.mark.parametrize(("small", "large"), [(0, 10**9), (0, 0), (10**9, 0)])
 def test_single_frames_of_large_networks_give_the_same_logits(
@@ -268,6 +279,7 @@ def test_single_frames_of_large_networks_give_the_same_logits(
             assert error(fast(frame), model(frame)) < ROUNDING[torch.float32]
 
 
+@pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("changes", BASE, ids=_name)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("piece", [20_000, 100_000])
@@ -322,8 +334,13 @@ def test_turned_frames_give_the_same_logits(
     # The stem has stride 2.
     assert fast.turned == (min(kernel) > 1)
     expected = model(clip)
-    for network_ in (fast, fold_network(model, turn=False)):
-        assert error(network_(clip), expected) < ROUNDING[dtype]
+    networks = [fast, fold_network(model, turn=False)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extension, "libraries", lambda: ())
+        networks += [fold_network(model), fold_network(model, turn=False)]
+        by_operations = [network_(clip) for network_ in networks[2:]]
+    for found in (*by_operations, *(network_(clip) for network_ in networks[:2])):
+        assert error(found, expected) < ROUNDING[dtype]
 
 
 def test_an_even_kernel_is_not_turned(build: Any) -> None:
@@ -334,6 +351,7 @@ def test_an_even_kernel_is_not_turned(build: Any) -> None:
     assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("size", [(21, 24), (24, 21), (23, 23), (24, 24)], ids=_name)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_tap_sees_and_replaces_frames_as_they_were(
@@ -365,12 +383,14 @@ def test_a_tap_sees_and_replaces_frames_as_they_were(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (5, 5), (6, 5), (7, 8), (8, 8)])
-@pytest.mark.parametrize("many", [0, 10**9])
+@pytest.mark.parametrize("many", [0, 10**9, None], ids=["onednn", "pytorch", "either"])
 @pytest.mark.parametrize("turn", [False, True])
 def test_a_pool_of_a_skip_is_the_readable_one(
-    size: tuple[int, int], many: int, turn: bool, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], many: int | None, turn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "MANY_POOLED", many)
+    if many is not None:
+        monkeypatch.setattr(extension, "libraries", lambda: ())
+        monkeypatch.setattr(parts, "MANY_POOLED", many)
     x = torch.rand(3, *size, 8)
     expected = AveragePool()(x.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
     found = parts.average_pool(x.flip(1, 2), True).flip(1, 2) if turn else parts.average_pool(x)
@@ -429,6 +449,7 @@ def test_a_network_without_weights_is_refused(mini_spec: Any) -> None:
         optimize(model)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(
     ("options", "largest"),
     [({"dtype": torch.bfloat16}, 0.2), ({"quantize": "int8"}, 0.2)],
@@ -715,6 +736,7 @@ def test_inductors_own_kernels_are_back_afterwards(monkeypatch: pytest.MonkeyPat
         assert cpp_micro_gemm.micro_gemm_configs == before
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("mode", ["base", "stream"])
 @pytest.mark.parametrize("name", movinet_port.list_models())
 def test_every_member_of_the_family_is_optimised_exactly(

@@ -124,6 +124,7 @@ assert "torch._dynamo" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("recorded", [True, False])
 def test_single_frames_are_recorded(
     recorded: bool,

@@ -26,7 +26,7 @@ constexpr int kRows = LANES == 16 ? 14 : 6, kFewRows = LANES == 16 ? 7 : 2;
 // Pixels of a row that are convolved at a time.
 constexpr int kPixels = LANES == 16 ? 14 : 8;
 
-enum Activation { kNone, kHardSwish, kRelu, kRelu6 };
+enum Activation { kNone, kHardSwish, kRelu, kRelu6, kSwish };
 
 INLINE int64_t ceil_divide(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -40,14 +40,60 @@ INLINE void store(float* to, typename Lanes<lanes>::Vector x) {
     *reinterpret_cast<typename Lanes<lanes>::Vector*>(to) = x;
 }
 
+// The larger, and the smaller, of two numbers, each in one instruction, which a compiler must not take
+// for a comparison with a number that may be none.
+template <int lanes>
+INLINE typename Lanes<lanes>::Vector not_below(typename Lanes<lanes>::Vector x,
+                                               typename Lanes<lanes>::Vector least) {
+#ifdef __AVX512F__
+    if constexpr (lanes == 16) return _mm512_max_ps(least, x);
+#endif
+    if constexpr (lanes == 8) return _mm256_max_ps(least, x);
+    if constexpr (lanes == 4) return _mm_max_ps(least, x);
+    return least > x ? least : x;
+}
+
+template <int lanes>
+INLINE typename Lanes<lanes>::Vector not_above(typename Lanes<lanes>::Vector x,
+                                               typename Lanes<lanes>::Vector most) {
+#ifdef __AVX512F__
+    if constexpr (lanes == 16) return _mm512_min_ps(most, x);
+#endif
+    if constexpr (lanes == 8) return _mm256_min_ps(most, x);
+    if constexpr (lanes == 4) return _mm_min_ps(most, x);
+    return most < x ? most : x;
+}
+
+// x / (1 + exp(-x)), within a few units in the last place.
+template <int lanes>
+INLINE typename Lanes<lanes>::Vector swish(typename Lanes<lanes>::Vector x) {
+    typedef typename Lanes<lanes>::Vector Floats;
+    typedef int32_t Integers __attribute__((vector_size(lanes * 4)));
+    // exp(-x) = 2^n * 2^rest, n a whole number, which this constant rounds to and leaves in the last
+    // bits of the sum. Beyond these bounds the quotient is x, or 1e-37 of it.
+    constexpr float kRound = 12582912.0f, kScale = -1.44269504f, kBound = 87.0f;
+    const Floats y = not_above<lanes>(not_below<lanes>(x, Floats{} - kBound), Floats{} + kBound);
+    const Floats shifted = y * kScale + kRound;
+    const Floats rest = y * kScale - (shifted - kRound);
+    // 2^rest for -1/2 to 1/2, within 2e-9 of it (weighted least squares on Chebyshev's nodes).
+    Floats power = rest * 1.534581086e-4f + 1.339993121e-3f;
+    power = power * rest + 9.618488961e-3f;
+    power = power * rest + 5.550328777e-2f;
+    power = power * rest + 2.402264690e-1f;
+    power = power * rest + 6.931472057e-1f;
+    power = power * rest + 1.0f;
+    const Integers exponent = reinterpret_cast<Integers>(shifted) << 23;
+    return x / (1.0f + reinterpret_cast<Floats>(reinterpret_cast<Integers>(power) + exponent));
+}
+
 template <Activation kind, int lanes = LANES>
 INLINE typename Lanes<lanes>::Vector activate(typename Lanes<lanes>::Vector x) {
     const typename Lanes<lanes>::Vector zero = {};
     if constexpr (kind == kHardSwish) {
-        typename Lanes<lanes>::Vector gate = x * (1.0f / 6.0f) + 0.5f;
-        gate = gate > zero ? gate : zero;
-        gate = gate < zero + 1.0f ? gate : zero + 1.0f;
-        return x * gate;
+        const typename Lanes<lanes>::Vector gate = x * (1.0f / 6.0f) + 0.5f;
+        return x * not_above<lanes>(not_below<lanes>(gate, zero), zero + 1.0f);
+    } else if constexpr (kind == kSwish) {
+        return swish<lanes>(x);
     } else if constexpr (kind == kNone) {
         return x;
     } else {
@@ -589,6 +635,9 @@ struct Stem {
     const float *cells, *bias;
     int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
     float* out;
+    // From pixel to pixel of what goes out: `filters`, or less than nothing where the frame is turned
+    // by 180 degrees and `out` is its last pixel.
+    int64_t out_step;
 };
 
 // A vector of filters of a few pixels.
@@ -617,7 +666,7 @@ INLINE void convolve_stem(const Stem& s, const float* const* rows, int64_t chann
         }
 #pragma GCC unroll 16
     for (int p = 0; p < pixels; ++p)
-        store<lanes>(to + p * s.filters, activate<kind, lanes>(y[p]));
+        store<lanes>(to + p * s.out_step, activate<kind, lanes>(y[p]));
 }
 
 template <Activation kind, int lanes, int step, int most>
@@ -639,7 +688,7 @@ inline void copy_row(const Stem& s, int64_t row, int64_t channel_step, int64_t p
     const int64_t width = row_end(s) - s.left;
     const float* const from = s.x + row * s.row_step;
     to += s.left * pixel_step;
-    if (channel_step == 1) {
+    if (channel_step == 1 && pixel_step == s.channels) {
         std::memcpy(to, from, sizeof(float) * width * s.channels);
         return;
     }
@@ -681,7 +730,7 @@ inline void compute_stem(const Stem s, int64_t channel_step, int64_t pixel_step)
             }
             const float* rows[HIGHEST_KERNEL];
             for (int64_t i = 0; i < s.kernel_height; ++i) rows[i] = place(first + i);
-            float* to = s.out + row * s.out_width * s.filters;
+            float* to = s.out + row * s.out_width * s.out_step;
             int64_t left = s.out_width;
             for (int64_t blocks = ceil_divide(left, kPixels); blocks > 0; --blocks) {
                 const int64_t now = ceil_divide(left, blocks);
@@ -690,7 +739,7 @@ inline void compute_stem(const Stem s, int64_t channel_step, int64_t pixel_step)
                         s, now, rows, channel_step, pixel_step, filter, to + filter);
                 for (int64_t i = 0; i < s.kernel_height; ++i)
                     rows[i] += now * s.stride_width * pixel_step;
-                to += now * s.filters;
+                to += now * s.out_step;
                 left -= now;
             }
         }

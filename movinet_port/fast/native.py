@@ -15,15 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from movinet_port.fast.extension import (
+    GEOMETRY,
+    HIGHEST_KERNEL,
+    MOST_TAPS,
+    fits_frame,
+    fits_stem,
+    gate_tensors,
+    geometry,
+    laid_out,
+)
 from movinet_port.fast.network import FastMoViNet
 from movinet_port.fast.parts import Layer, Pass, Pointwise, StreamConv
 
 # Activations by the C++'s names. It has no swish: the streams that have it are causal in 3-D.
 _ACTIVATIONS = {"hard_swish": "kHardSwish", "relu": "kRelu", "relu6": "kRelu6"}
-_HIGHEST_KERNEL = 8
-_MOST_TAPS = 7
 
 # The lists of tensors that a layer takes, and the members of the C++'s `Layer` that they are. One
 # is empty where a layer has none of it; more tensors than names are held frames.
@@ -35,15 +42,11 @@ _TENSORS = {
     "memory": ("pool", "part"),
     "encoding": ("wave",),
 }
-_CONVOLUTION = (
-    *("height", "width", "out_height", "out_width"),
-    *("kernel_height", "kernel_width", "stride_height", "stride_width", "top", "left"),
-)
 _NUMBERS = (
-    *_CONVOLUTION,
+    *GEOMETRY,
     *("inputs", "channels", "outputs", "squeezed", "hidden", "spatial", "whole"),
 )
-_STEM_NUMBERS = (*_CONVOLUTION, "channels", "filters")
+_STEM_NUMBERS = (*GEOMETRY, "channels", "filters")
 
 _HEAD = """
 #include <cmath>
@@ -51,6 +54,7 @@ _HEAD = """
 #include <cstring>
 #include <memory>
 #include <new>
+#include <immintrin.h>
 #include <omp.h>
 #define LANES {lanes}
 #define HIGHEST_KERNEL {highest_kernel}
@@ -109,6 +113,7 @@ static AOTITorchError aoti_torch_cpu_stream_stem(
     s.cells = data_of(cells);
     s.bias = data_of(bias);
     s.out = make_frame(s.out_height, s.out_width, s.filters, out);
+    s.out_step = s.filters;
     if (s.filters % LANES)
         compute_stem_of<{activation}, LANES / 2>(s);
     else
@@ -207,13 +212,6 @@ _LAYER = _define(
 )
 
 
-def _geometry(conv: StreamConv, height: int, width: int) -> dict[str, int]:
-    """Return the numbers of a convolution over space of frames of this size."""
-    (top, _), (left, _) = conv.pads(height, width)
-    numbers = (height, width, *conv.out_size(height, width), *conv.kernel, *conv.stride, top, left)
-    return dict(zip(_CONVOLUTION, numbers, strict=True))
-
-
 class Kernels:
     """What `frame.cpp` computes.
 
@@ -232,10 +230,7 @@ class Kernels:
             video.shape[0] == video.shape[2] == 1
             and video.dtype == torch.float32
             and run.state is not None
-            and conv.groups == conv.taps == 1
-            and not conv.splits
-            and conv.kernels[0].shape[0] % (self._lanes // 2) == 0
-            and max(conv.kernel) <= _HIGHEST_KERNEL
+            and fits_stem(conv, self._lanes)
         )
 
     def compute_stem(self, conv: StreamConv, video: Tensor) -> Tensor:
@@ -244,7 +239,7 @@ class Kernels:
         Args:
             conv, video: which it takes. In a package `video` may have any strides.
         """
-        numbers = _geometry(conv, *video.shape[3:])
+        numbers = geometry(conv, *video.shape[3:])
         (kernel,) = conv.kernels
         numbers["filters"], numbers["channels"] = kernel.shape[:2]
         out: Tensor = _STEM(
@@ -271,23 +266,12 @@ class Kernels:
             block, x: which it takes.
         """
         weight = block.weight
-        y: Tensor = _VECTOR(x, self._laid_out(weight), block.constant, list(weight.shape))
+        y: Tensor = _VECTOR(x, laid_out(weight, self._lanes), block.constant, list(weight.shape))
         return y if block.activation is None else block.activation(y)
 
     def takes(self, layer: Layer, x: Tensor, run: Pass) -> bool:
         """Return whether it computes a layer of `x`, (frames * batch, height, width, channels)."""
-        conv = layer.depthwise
-        channels = layer.expansion.weight.shape[0], layer.project.weight.shape[0]
-        return (
-            x.shape[0] == 1
-            and x.dtype == torch.float32
-            and run.state is not None
-            and conv.in_plane
-            and conv.splits == (conv.taps > 1)
-            and min(channels) >= self._lanes
-            and max(conv.kernel) <= _HIGHEST_KERNEL
-            and conv.taps <= _MOST_TAPS
-        )
+        return run.alone and x.dtype == torch.float32 and fits_frame(layer, self._lanes)
 
     def compute(self, layer: Layer, x: Tensor, residual: Tensor, run: Pass) -> Tensor:
         """Return what a layer hands on, as `Layer.forward` does.
@@ -298,10 +282,11 @@ class Kernels:
         """
         assert run.state is not None
         conv, gate = layer.depthwise, layer.gate
-        numbers = {**dict.fromkeys(_NUMBERS, 0), **_geometry(conv, *x.shape[1:3])}
+        numbers = {**dict.fromkeys(_NUMBERS, 0), **geometry(conv, *x.shape[1:3])}
         numbers["channels"], numbers["inputs"] = layer.expansion.weight.shape
         numbers["outputs"] = layer.project.weight.shape[0]
-        expansion, projection = map(self._laid_out, (layer.expansion.weight, layer.project.weight))
+        weights = layer.expansion.weight, layer.project.weight
+        expansion, projection = (laid_out(weight, self._lanes) for weight in weights)
         tensors: dict[str, list[Tensor | None]] = {name: [] for name in _TENSORS}
         tensors["products"] = [x, residual, expansion, layer.expansion.constant, projection]
         tensors["spatial_part"] = [conv.cells[0], conv.constant]
@@ -311,15 +296,10 @@ class Kernels:
             tensors["temporal_part"] = [conv.temporal_matrix, conv.temporal_constant, *held]
         limit = 0.0
         if gate is not None:
-            reduce, expand = gate.reduce, gate.expand
-            numbers["hidden"], numbers["squeezed"] = reduce.weight.shape
+            numbers["hidden"], numbers["squeezed"] = gate.reduce.weight.shape
             numbers["spatial"], numbers["whole"] = int(gate.spatial), int(gate.whole)
-            assert reduce.constant is not None
-            # The hidden layer in whole vectors.
-            more = -reduce.weight.shape[0] % self._lanes
-            reduce_matrix = self._laid_out(F.pad(reduce.weight, (0, 0, 0, more)))
-            tensors["gate"] = [reduce_matrix, F.pad(reduce.constant, (0, more))]
-            tensors["gate"] += [self._laid_out(expand.weight), expand.constant]
+            found = gate_tensors(gate, self._lanes)
+            tensors["gate"] = [found[name] for name in _TENSORS["gate"]]
             limit = -1.0 if gate.limit is None else gate.limit
             if gate.whole:
                 tensors["memory"] = [run.state.pools[layer.name], run.part_now]
@@ -332,13 +312,6 @@ class Kernels:
         if tensors["memory"]:
             run.new_pools[layer.name] = total
         return out
-
-    def _laid_out(self, weight: Tensor) -> Tensor:
-        """Return a matrix (out, in) as the C++'s `Product` wants it."""
-        rows = weight.shape[0]
-        starts = [min(first, rows - self._lanes) for first in range(0, rows, self._lanes)]
-        vectors = torch.stack([weight[start : start + self._lanes] for start in starts])
-        return vectors.transpose(1, 2).contiguous()
 
     def options(self) -> dict[str, Any]:
         """Return what Inductor must be told for it."""
@@ -360,7 +333,7 @@ class Kernels:
             before_frames=len(_TENSORS["temporal_part"]),
             activation=_ACTIVATIONS[self._activation],
         )
-        head = _HEAD.format(lanes=self._lanes, highest_kernel=_HIGHEST_KERNEL, most_taps=_MOST_TAPS)
+        head = _HEAD.format(lanes=self._lanes, highest_kernel=HIGHEST_KERNEL, most_taps=MOST_TAPS)
         code = f"{head}{source}{functions}#pragma GCC pop_options\n"
         # What Inductor writes of each is `extern`, this, and a semicolon.
         shims = {_STEM: [f'"C++" {{\n{code}\n}}'], _VECTOR: [], _LAYER: []}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from movinet_port.errors import SpecError, StateError
+from movinet_port.fast import extension
 from movinet_port.fast.fold import Folded
 from movinet_port.fast.parts import Layer, Part, Pass, Pointwise, Room, StreamConv, Tap, fuses
 from movinet_port.fast.state import Held, hold
@@ -202,8 +203,10 @@ class FastMoViNet(InferenceNetwork):
         self._plans.clear()
         self._rooms.clear()
         self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
-        self._can_plan = (
-            self.spec.causal
+        # Where the C++ is, it computes single frames sooner than what is planned for them.
+        self._plans_frames = (
+            not extension.libraries()
+            and self.spec.causal
             and not self.output.quantized
             and not (self.stem.splits or self.stem.taps > 1)
             and all(layer.depthwise.in_plane for layer in self.bottlenecks)
@@ -243,7 +246,7 @@ class FastMoViNet(InferenceNetwork):
         """
         with torch.inference_mode():
             alone = video.shape[0] == video.shape[2] == 1 and tap is None
-            if alone and state is not None and self._can_plan and fuses(self.weight):
+            if alone and state is not None and self._plans_frames and fuses(self.weight):
                 return self._next_frame(video, state)
             if tap is not None:
                 # Who watches may keep what is seen.
@@ -334,8 +337,7 @@ class FastMoViNet(InferenceNetwork):
             blocks += [layer.expansion, layer.project]
         for block in blocks:
             block.quantized = True
-            block.prepare()
-        self.prepare()
+        _prepare_again(self)
 
     def taps(self) -> list[str]:
         """Return the activations that a `Tap` is shown, by the readable network's names."""
@@ -422,8 +424,9 @@ def _product(block: Pointwise, x: Tensor, run: Pass) -> Tensor:
     return found
 
 
-def _prepare_again(network: FastMoViNet, _keys: Any) -> None:
-    for module in network.modules():
+def _prepare_again(network: FastMoViNet, _keys: Any = None) -> None:
+    # What is inside first.
+    for module in reversed(list(network.modules())):
         if isinstance(module, Part):
             module.prepare()
     network.prepare()

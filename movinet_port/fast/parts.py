@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from movinet_port.fast import extension
+from movinet_port.fast.extension import ClipKernel, FrameKernel, MatrixKernel, StemKernel
 from movinet_port.fast.fold import FoldedConv, FoldedGate, FoldedLayer, Matrix
 from movinet_port.fast.state import Held
 from movinet_port.layers import legacy_padding, same_padding
@@ -159,6 +161,8 @@ class Pass:
         turned: bool = False,
     ) -> None:
         self.room = room or Room()
+        # One frame of one video.
+        self.alone = batch == frames == 1 and state is not None
         self.turned = turned
         self.kernels = kernels
         self.traced = torch.compiler.is_compiling()
@@ -204,8 +208,15 @@ class Pass:
         return self.see(name, x[:, None, None, :])[:, 0, 0, :]
 
 
+# Without VNNI two products of 8-bit numbers are added up in 16 bits, which they may exceed: then
+# activations are quantised to 7 bits.
+_SATURATES = not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+
 # Attributes that `Part.prepare` makes.
-_DERIVED = ("packed", "laid_out", "layouts", "volumes", "unpadded", "matrices", "steps")
+_DERIVED = (
+    *("packed", "laid_out", "layouts", "volumes", "unpadded", "matrices", "steps"),
+    *("product", "stem_kernel", "clip_kernel", "frame_kernel"),
+)
 
 
 class Part(nn.Module):
@@ -242,6 +253,7 @@ class Pointwise(Part):
     def __init__(self, matrix: Matrix, activation: str | None = None) -> None:
         super().__init__()
         self.store(weight=matrix.weight.contiguous(), bias=matrix.bias)
+        self.activation_name = activation
         self.activation = _ACTIVATIONS[activation] if activation else None
         self.fused = _FUSED.get(activation or "", "none")
         self.quantized = False
@@ -257,12 +269,15 @@ class Pointwise(Part):
         self.from_rows = 1 if weight.numel() >= MANY_WEIGHTS else rows_for_onednn(weight)
         self.constant = self._buffers["bias"]
         self.packed = _quantise(weight, self.constant) if self.quantized else None
+        self.product = extension.kernel(MatrixKernel, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a new tensor, (rows, out channels), of (rows, in channels)."""
         if self.packed is not None:
-            y = torch.ops.quantized.linear_dynamic(x, self.packed)
+            y = torch.ops.quantized.linear_dynamic(x, self.packed, _SATURATES)
             return y if self.activation is None else self.activation(y)
+        if self.product is not None and not torch.compiler.is_compiling():
+            return self.product(x)
         if x.shape[0] == 1 and torch.compiler.is_compiling():
             # One vector: a compiler fuses the sum with what is around it.
             y = (x * self.weight).sum(1)[None]
@@ -314,6 +329,7 @@ class StreamConv(Part):
         self.turned = folded.turned
         self.causal = spec.causal
         self.legacy = spec.causal_padding == "legacy"
+        self.activation_name = spec.activation
         self.activation = _ACTIVATIONS[spec.activation]
         self.splits = folded.temporal is not None
         self.depthwise = folded.temporal is not None and folded.temporal.ndim == 2
@@ -342,6 +358,7 @@ class StreamConv(Part):
         self.layouts: dict[tuple[int, int], _Spatial] = {}
         self.volumes: dict[tuple[int, int], Tensor] = {}
         self.unpadded: Tensor | None = None
+        self.stem_kernel = extension.kernel(StemKernel, self)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """Return the activations of the clip; the frames for the next one go to `run`.
@@ -360,6 +377,9 @@ class StreamConv(Part):
 
     def of_video(self, x: Tensor, run: Pass) -> Tensor:
         """Return what `forward` does, of frames as they come: not turned, channels apart."""
+        if self.stem_kernel is not None and not run.traced:
+            x = self.stem_kernel(x, run.room)
+            return x if run.tap is None else run.see(f"{self.name}.activation", x)
         if self.splits or self.groups * self.taps > 1 or len(x) == 1 or not fuses(x):
             return self.forward(x.flip(1, 2) if self.turned else x, run)
         x = self._frame_by_frame(x, run)
@@ -876,8 +896,9 @@ class Layer(Part):
             self.expansion.forward,
             self.depthwise.forward,
             None if self.gate is None else self.gate.forward,
-            None if self.skip is None else self.skip.forward,
         )
+        self.clip_kernel = extension.kernel(ClipKernel, self)
+        self.frame_kernel = extension.kernel(FrameKernel, self)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """Return the output less `offset`; `x`, the input less its own, is overwritten.
@@ -887,38 +908,35 @@ class Layer(Part):
             run: the pass.
         """
         if run.kernels is not None and run.kernels.takes(self, x, run):
-            residual = x.view(-1, x.shape[3])
-            if self.skip is not None:
-                pooled = average_pool(x, run.turned) if self.pools else x
-                residual = self.skip(pooled.view(-1, x.shape[3]))
-            return run.kernels.compute(self, x, residual, run)
-        expand, depthwise, gate_of, skip = self.steps
-        rows = x.view(-1, x.shape[3])
+            return run.kernels.compute(self, x, self._residual(x, run), run)
+        unseen = run.tap is None and not run.traced
+        if unseen and run.alone and self.frame_kernel is not None:
+            return self.frame_kernel(x, self._residual(x, run), run)
+        expand, depthwise, gate_of = self.steps
         means: Tensor | None = None
         size = self._piece(x, run)
-        if size is not None:
+        if unseen and self.clip_kernel is not None:
+            hidden, means = self.clip_kernel(x, run)
+        elif size is not None:
             hidden, means = self.depthwise.in_pieces(x, expand, run, size)
             if self.depthwise.splits:
                 hidden = self.depthwise.over_time(hidden, run)
         elif self._strips(x, run):
             hidden = self.depthwise.in_strips(x, expand, run)
         else:
-            hidden = expand(rows).view(*x.shape[:3], -1)
+            hidden = expand(x.view(-1, x.shape[3])).view(*x.shape[:3], -1)
             if run.tap is not None:
                 hidden = run.see(f"{self.name}.expansion.activation", hidden)
             hidden = depthwise(hidden, run)
         shape = hidden.shape
         hidden = hidden.view(-1, shape[3])
-        if skip is not None:
-            if self.pools:
-                x = average_pool(x, run.turned)
-                if run.tap is not None:
-                    x = run.see(f"{self.name}.skip.pool", x, self.offset_before)
-                rows = x.view(-1, x.shape[3])
-            rows = skip(rows)
+        rows = self._residual(x, run)
         weight = self.project.weight
-        if gate_of is not None:
-            gate = gate_of(hidden, run, means)
+        gate = None if gate_of is None else gate_of(hidden, run, means)
+        if self.project.product is not None and not run.traced:
+            y = self.project.product.add(hidden, gate, rows, run).view(*shape[:3], -1)
+            return y if run.tap is None else run.see(self.name, y, self.offset)
+        if gate is not None:
             if run.traced and gate.shape[0] == 1:
                 hidden = hidden * gate
             elif gate.shape[0] == 1 and not self.project.quantized:
@@ -938,6 +956,20 @@ class Layer(Part):
             y = rows.addmm_(hidden, weight.t())
         y = y.view(*shape[:3], -1)
         return y if run.tap is None else run.see(self.name, y, self.offset)
+
+    def _residual(self, x: Tensor, run: Pass) -> Tensor:
+        """Return what the projection is added to, (frames * batch * pixels, out channels).
+
+        It may be written over: it is `x`, or it is new.
+        """
+        if self.skip is not None:
+            if self.pools:
+                x = average_pool(x, run.turned)
+                if run.tap is not None:
+                    x = run.see(f"{self.name}.skip.pool", x, self.offset_before)
+            found: Tensor = self.skip.forward(x.view(-1, x.shape[3]))
+            return found
+        return x.view(-1, x.shape[3])
 
     def _strips(self, x: Tensor, run: Pass) -> bool:
         """Whether a compiler is given a frame in strips."""
@@ -964,6 +996,12 @@ def average_pool(x: Tensor, turned: bool = False) -> Tensor:
         x: (frames, height, width, channels), and so is what is returned.
         turned: whether frames are turned by 180 degrees.
     """
+    if not torch.compiler.is_compiling():
+        (top, bottom), (left, right) = (same_padding(size, 3, 2) for size in x.shape[1:3])
+        out_size = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
+        pooled = extension.average_pool(x, out_size, *((bottom, right) if turned else (top, left)))
+        if pooled is not None:
+            return pooled
     if x.shape[:3].numel() >= MANY_POOLED and fuses(x):
         kernel, padding, share = _pooling(*x.shape[1:], turned)
         sums = torch.ops.mkldnn._convolution_pointwise(

@@ -418,7 +418,7 @@ def init_state(
 
 
 def check_state(spec: ModelSpec, video: Tensor, state: Mapping[str, Tensor]) -> None:
-    """Check names and shapes of a public state.
+    """Check names, shapes and devices of a public state.
 
     Raises:
         StateError: it is not one of this architecture for this batch and frame size.
@@ -438,6 +438,11 @@ def check_state(spec: ModelSpec, video: Tensor, state: Mapping[str, Tensor]) -> 
                 f"state {name!r} has shape {tuple(state[name].shape)}, expected "
                 f"{(batch, *shape)} for a batch of {batch} at {height} x {width}; "
                 f"a new batch or frame size starts with a new init_state()"
+            )
+        if state[name].device != video.device:
+            raise StateError(
+                f"state {name!r} is on {state[name].device}, the clip on {video.device}; move one "
+                f"of them with .to()"
             )
 
 

@@ -258,6 +258,32 @@ def test_a_step_leaves_the_state_that_it_was_given(build: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_state_may_be_of_another_type_and_layout(build: Any, frames: int) -> None:
+    model = build()
+    fast = optimize(model)
+    before, clip = torch.rand(2, 1, 3, frames, 30, 37)
+    with torch.no_grad():
+        _, state = model.step(before, model.init_state(1, 30, 37))
+        expected, _ = model.step(clip, state)
+        # Every other number of a larger tensor.
+        apart = {
+            k: v.double()[..., None].repeat_interleave(2, -1)[..., 0] for k, v in state.items()
+        }
+        apart["frame_count"] = state["frame_count"]
+        found, _ = fast.step(clip, apart)
+    assert error(found, expected) < ROUNDING[torch.float32]
+
+
+def test_a_state_on_another_device_is_refused(build: Any) -> None:
+    model = build()
+    clip, state = torch.rand(1, 3, 1, 30, 37), model.init_state(1, 30, 37)
+    for network_ in (model, optimize(model)):
+        with pytest.raises(StateError, match="is on meta, the clip on cpu"):
+            network_.step(clip, {name: value.to("meta") for name, value in state.items()})
+
+
 @pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("changes", STREAM, ids=_name)
 @pytest.mark.parametrize(("small", "large"), [(0, 10**9), (0, 0), (10**9, 0)])

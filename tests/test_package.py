@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import movinet_port
+from movinet_port.fast import extension
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -76,6 +77,17 @@ def test_wheel_holds_the_packages_with_their_data_and_nothing_else(built: Path) 
     }
     assert wanted - set(names) == set()
     assert f"{metadata}/licenses/LICENSE" in names
+
+
+@pytest.mark.skipif(not extension.libraries(), reason="it could not be compiled here")
+def test_wheel_holds_the_compiled_libraries_and_sdist_none(built: Path) -> None:
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    names = zipfile.ZipFile(wheel).namelist()
+    compiled = {name.partition(".")[0] for name in names if name.endswith(".so")}
+    assert compiled == {f"movinet_port/fast/_{kind}" for kind in ("avx2", "avx512")}
+    assert wheel.stem.endswith("linux_x86_64")
+    with tarfile.open(sdist) as archive:
+        assert not [name for name in archive.getnames() if name.endswith(".so")]
 
 
 def test_every_top_level_package_is_named_in_the_setup() -> None:

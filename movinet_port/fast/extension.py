@@ -549,7 +549,7 @@ class ClipKernel:
         _set(a, {"x": x, "out": out, "sums": sums, "scratch": scratch})
         if conv.splits:
             assert run.state is not None
-            held = run.state.frames[conv.key]
+            held = [frame.contiguous() for frame in run.state.frames[conv.key]]
             kept = [x.new_empty(run.batch, *shape) for _ in range(min(run.frames, len(held)))]
             a.held[: len(held)] = [frame.data_ptr() for frame in held]
             # The C++ names them by how long before the end of the clip they are.
@@ -637,14 +637,14 @@ class FrameKernel:
         out = x.new_empty(1, height, width, a.outputs)
         a.x, a.residual, a.out = x.data_ptr(), residual.data_ptr(), out.data_ptr()
         if a.frames:
-            held = state.frames[self._conv.key]
+            held = [frame.contiguous() for frame in state.frames[self._conv.key]]
             mixed = x.new_empty(1, height, width, a.channels)
             a.mixed = mixed.data_ptr()
             for number, frame in enumerate(held):
                 a.held[number] = frame.data_ptr()
             run.new_frames[self._conv.key] = (*held, mixed)[1:]
         if self._pools:
-            pool = state.pools[self._name]
+            pool = state.pools[self._name].contiguous()
             total = run.new_pools[self._name] = torch.empty_like(pool)
             a.pool, a.total, a.part = pool.data_ptr(), total.data_ptr(), run.part_now.data_ptr()
         if self._encodes:

@@ -3,6 +3,8 @@
 Arithmetic is less than half the time of a frame of A0. The rest is what PyTorch does around each of
 some 300 operations: finding memory, making views, Python. In a stream, frame after frame of one
 size, that is the same every time, so the operations of the first frame are recorded.
+
+This is for where there is no compiled library: see `movinet_port.fast.extension`.
 """
 
 from __future__ import annotations

@@ -377,7 +377,7 @@ class StreamConv(Part):
 
     def of_video(self, x: Tensor, run: Pass) -> Tensor:
         """Return what `forward` does, of frames as they come: not turned, channels apart."""
-        if self.stem_kernel is not None and not run.traced:
+        if self.stem_kernel is not None and extension.takes(x) and not run.traced:
             x = self.stem_kernel(x, run.room)
             return x if run.tap is None else run.see(f"{self.name}.activation", x)
         if self.splits or self.groups * self.taps > 1 or len(x) == 1 or not fuses(x):

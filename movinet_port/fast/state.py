@@ -71,7 +71,8 @@ def hold(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Held:
 
     Args:
         state: as `MoViNet.init_state` describes it.
-        dtype: of the frames; by default what they are.
+        dtype: of the frames, and in which sums are kept if that is float32 or wider; by default
+            what they are.
     """
     frames: dict[str, tuple[Tensor, ...]] = {}
     pools: dict[str, Tensor] = {}
@@ -80,7 +81,8 @@ def hold(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Held:
         if kind == STREAM_BUFFER:
             frames[name] = value.to(dtype).permute(2, 0, 3, 4, 1).contiguous().unbind(0)
         elif kind == POOL_BUFFER:
-            pools[name] = value[:, :, 0, 0, 0]
+            pool = value[:, :, 0, 0, 0]
+            pools[name] = pool if dtype is None else pool.to(at_least_float32(dtype))
     return Held(frames, pools, state[FRAME_COUNT])
 
 

@@ -402,6 +402,7 @@ class MatrixKernel:
         self.library = library
         self._columns, self._depth = weight.shape
         self._activation = _ACTIVATIONS[block.activation_name]
+        self._activate = block.activation
         self._bias = weight.new_zeros(len(weight)) if bias is None else bias.contiguous()
         self.matrix = laid_out(weight, library.lanes)
 
@@ -419,11 +420,12 @@ class MatrixKernel:
         """Return (rows, out), activated, of (rows, in)."""
         x, bias = x.contiguous(), self._bias
         out = x.new_empty(len(x), self._columns)
-        if len(x) == 1 and self._activation == _NONE:
+        if len(x) == 1:
+            # Threads share the columns.
             v = _VectorArguments(rows=self._columns, columns=self._depth)
             _set(v, {"matrix": self.matrix, "x": x, "bias": bias, "out": out})
             self.library.vector(v)
-            return out
+            return out if self._activate is None else self._activate(out)
         self._multiply(x, bias, 0, out, (1, 1, len(x)))
         return out
 

@@ -203,7 +203,7 @@ class FastMoViNet(InferenceNetwork):
         self._plans.clear()
         self._rooms.clear()
         self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
-        # Where the C++ is, it computes single frames sooner than what is planned for them.
+        # What C++ computes is not to be recorded, and needs it less.
         self._plans_frames = (
             not extension.libraries()
             and self.spec.causal

@@ -43,8 +43,10 @@ help:
 $(VENV)/.installed-tf: $(INSTALLED_FROM)
 	$(call install,$(VENV),tf)
 
-$(VENV)/.installed-dev: $(VENV)/.installed-tf
+# Has what the demo needs, too. Not installed after it: each time, the C++ is compiled anew.
+$(VENV)/.installed-dev: $(INSTALLED_FROM)
 	$(call install,$(VENV),$(TESTED)$(,)dev)
+	@touch $(VENV)/.installed-tf
 
 # Apart, because tf-models-official brings some fifty packages that nothing else needs.
 $(REFERENCE_VENV)/.installed: $(INSTALLED_FROM)

@@ -24,7 +24,7 @@ setup(
             f"movinet_port.fast._{kind}",
             ["movinet_port/fast/extension.cpp"],
             depends=["movinet_port/fast/frame.cpp", "movinet_port/fast/clip.cpp"],
-            extra_compile_args=["-std=gnu++17", "-O2", *REGISTERS, "-fopenmp", *flags],
+            extra_compile_args=["-std=gnu++17", "-O2", "-g0", *REGISTERS, "-fopenmp", *flags],
             extra_link_args=["-fopenmp"],
             language="c++",
             optional=True,

@@ -54,18 +54,22 @@ class Row:
         runner: its name in `benchmarks.rows.RUNNERS`.
         arguments: of the runner.
         keep_heap: whether the worker's allocator keeps what was freed.
+        every: of how many rounds it has a turn in one, the first: more than 1 for what takes long.
         error: why it could not be measured.
-        facts: what else the worker said: "logits", "memory" (peak, MiB), "page_faults" of a call.
-        rounds: median seconds of a call in each round.
+        facts: what else the worker said: "logits", "memory" (peak, MiB).
+        rounds: median seconds of a call in each of its rounds.
+        faults: page faults of a call in each of its rounds.
     """
 
     name: str
     runner: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_heap: bool = False
+    every: int = 1
     error: str | None = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     rounds: list[float] = dataclasses.field(default_factory=list)
+    faults: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def seconds(self) -> float | None:
@@ -118,6 +122,7 @@ class Worker:
         answer = self._receive()
         if self._note(answer):
             self.row.rounds.append(statistics.median(answer["times"]))
+            self.row.faults.append(answer["faults"])
         return self.row.error is None
 
     def close(self) -> None:
@@ -194,8 +199,7 @@ def serve(runners: Mapping[str, Runner]) -> None:
                 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 times = [_timed(call) for _ in range(message["calls"])]
                 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-                facts = {"page_faults": faults / len(times)}
-                answer(times=times, facts={**facts, "memory": peak_memory()})
+                answer(times=times, faults=faults / len(times), facts={"memory": peak_memory()})
                 continue
             answer(facts=facts)
         except NotHereError as error:
@@ -260,10 +264,11 @@ def measure(
             once = worker.row.rounds[-1]
             counts[worker.row.name] = min(MOST_CALLS, max(1, round(seconds / once)))
             worker.row.rounds.clear()
+            worker.row.faults.clear()
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for worker in workers if number % 2 == 0 else reversed(workers):
-                if worker.row.error is None:
+                if worker.row.error is None and number % worker.row.every == 0:
                     worker.calls(counts[worker.row.name])
     finally:
         for worker in workers:

@@ -90,7 +90,9 @@ def _bars(plt: Any, sections: Mapping[str, Any], prefix: str) -> Any:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(left=min(values) / 3)
         for position, value in enumerate(values):
-            axes.text(value * 1.06, position - 0.22, f"{value:.3g}", fontsize=7, color=INK)
+            axes.text(
+                value * 1.06, position - 0.22, f"{float(f'{value:.3g}'):,g}", fontsize=7, color=INK
+            )
         axes.set_title(key.removeprefix(prefix).upper(), loc="left", fontsize=9)
     all_axes[-1][0].set_xlabel("milliseconds, log scale; the lines span the rounds")
     figure.tight_layout()

@@ -168,6 +168,9 @@ def ours_pool(
 def matmul(*, size: int, threads: int, dtype: str = "float32") -> Made:
     """A large matrix product: what this machine can do."""
     torch = _torch(threads)
+    if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        # Tens of seconds for each product.
+        raise NotHereError("oneDNN has no bfloat16 for this CPU")
     a, b = (torch.rand(size, size).to(getattr(torch, dtype)) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), {"flops": 2 * size**3}

@@ -127,13 +127,15 @@ def test_row_that_cannot_start_does_not_stop_the_others() -> None:
         Row("missing", "litert", {"tflite": "nowhere.tflite", "size": 8}),
         Row("wrong", "matmul", {"size": "large"}),
         Row("right", "matmul", {"size": 16}),
+        Row("slow", "matmul", {"size": 16}, every=2),
     ]
     measure(rows, rounds=3, threads=1, seconds=0.001)
     assert rows[0].error == "no nowhere.tflite; benchmarks/peers.py makes it"
     assert rows[1].error is not None
     assert rows[1].error.startswith("TypeError: ")
     assert rows[2].error is None
-    assert len(rows[2].rounds) == 3
+    assert [len(row.rounds) for row in rows] == [0, 0, 3, 2]
+    assert [len(row.faults) for row in rows] == [0, 0, 3, 2]
 
 
 @pytest.mark.parametrize(("parameter", "kind"), [("", "None"), (", conv_type='3d'", "conv_type")])

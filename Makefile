@@ -81,7 +81,7 @@ fuzz: $(VENV)/.installed-dev
 $(BENCH_VENV)/.installed: $(INSTALLED_FROM)
 	$(call install,$(BENCH_VENV),tf$(,)bench$(,)reference)
 
-# The first time makes the peers' files and compiles: an hour. Then a quarter of an hour.
+# The first time makes the peers' files and compiles: an hour. Then half an hour.
 bench: export TF_USE_LEGACY_KERAS = 1
 bench: export TF_CPP_MIN_LOG_LEVEL = 3
 bench: $(BENCH_VENV)/.installed

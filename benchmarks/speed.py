@@ -1,6 +1,6 @@
 """Speed and memory of MoViNets, ours and others', side by side in one run: ``make bench``.
 
-    python benchmarks/speed.py                         everything, about a quarter of an hour
+    python benchmarks/speed.py                         everything, about half an hour
     python benchmarks/speed.py --prepare               only make the files that it needs
     python benchmarks/speed.py --only frame --variants a0 --rounds 3
 

@@ -1,9 +1,9 @@
-"""The order of the house: which way imports go, and what the command line offers."""
+"""The order of the house: which way imports go, how large it is, what the command line offers."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -15,62 +15,168 @@ from movinet_port.commands.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 
-COMMAND_LINE = "the command line"
-# Who may import whom, as CONTRIBUTING.md says.
-MAY_IMPORT = {
-    "weights": set(),
-    "movinet_port": {"weights"},
-    "converters": {"weights", "movinet_port"},
-    "parity": {"weights", "movinet_port", "converters"},
-    COMMAND_LINE: {"weights", "movinet_port", "converters", "parity"},
-}
-OURS = set(MAY_IMPORT) - {COMMAND_LINE}
+# Every file imports from its own floor and from those below it; the lowest comes first.
+FLOORS = ("weights", "movinet_port", "converters", "parity", "movinet_port.command_line")
+# These move to the highest floor.
+MOVING = ("movinet_port.cli", "movinet_port.commands", "parity.cli")
+# Files in circles, which become fewer and then none.
+IN_CIRCLES = 30
+
+Graph = Mapping[str, Mapping[str, int]]
 
 
-def house_of(path: Path) -> str:
-    name = path.relative_to(ROOT).as_posix()
-    if name.startswith("movinet_port/commands/") or name.endswith("/cli.py"):
-        return COMMAND_LINE
-    return name.partition("/")[0]
+def modules(root: Path) -> dict[str, Path]:
+    """Every file of the packages in a folder, by the name that it is imported by."""
+    found = {}
+    for package in root.glob("*/__init__.py"):
+        for path in sorted(package.parent.rglob("*.py")):
+            *folders, name = path.relative_to(root).with_suffix("").parts
+            found[".".join(folders if name == "__init__" else [*folders, name])] = path
+    # Run by hand, with the authors' code.
+    found.pop("weights.samples.make_sample", None)
+    return found
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Every import of ours in a file, inside functions too: (line, module)."""
+def imported(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Every import of a file, in functions and for type checkers too: module, name in it, line."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from ((alias.name, "", node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.partition(".")[0] in OURS:
-                yield node.lineno, name
+            yield from ((node.module or "", alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            # As import_module takes it.
+            yield node.value, "", node.lineno
 
 
-@pytest.mark.parametrize("package", sorted(OURS))
-def test_imports_go_one_way(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files
-    seen = 0
-    for path in files:
-        # Run by hand, with the authors' code.
-        if path.name == "make_sample.py":
-            continue
-        house = house_of(path)
-        for line, name in imports(path):
-            seen += 1
-            target, _, rest = name.partition(".")
-            where = f"{path.relative_to(ROOT)}:{line} imports {name}"
-            assert target == package or target in MAY_IMPORT[house], where
-            is_command_line = rest.partition(".")[0] in ("cli", "commands")
-            assert house == COMMAND_LINE or not is_command_line, where
-    assert seen or package == "weights"
+def graph_of(files: Mapping[str, Path]) -> Graph:
+    """For each file the files that it imports, and the line where it does.
+
+    `from package import name` is an import of the file of that name where there is one, and of the
+    package's own `__init__` where there is none.
+    """
+    graph: dict[str, dict[str, int]] = {}
+    for importer, path in files.items():
+        graph[importer] = {}
+        for module, name, line in imported(path):
+            file = f"{module}.{name}" if f"{module}.{name}" in files else module
+            if file in files and file != importer:
+                graph[importer].setdefault(file, line)
+    return graph
+
+
+def circles(graph: Graph) -> list[list[str]]:
+    """The groups of files that reach each other by imports, each with its names in order."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = [start]
+        while left:
+            new = graph[left.pop()].keys() - seen
+            seen |= new
+            left += new
+        return seen
+
+    after = {name: reached(name) for name in graph}
+    groups = {tuple(sorted(o for o in after[n] if n in after[o])) for n in graph if n in after[n]}
+    return [list(group) for group in sorted(groups)]
+
+
+def floor(name: str) -> int:
+    """The highest floor that a file belongs to."""
+    if name.startswith(MOVING):
+        return len(FLOORS) - 1
+    return max(i for i, f in enumerate(FLOORS) if name == f or name.startswith(f"{f}."))
+
+
+def arrows_up(graph: Graph) -> list[str]:
+    """The imports of what is on a higher floor."""
+    return [
+        f"{name}, line {line}, imports {other}"
+        for name, others in graph.items()
+        for other, line in others.items()
+        if floor(other) > floor(name)
+    ]
+
+
+FILES = modules(ROOT)
+GRAPH = graph_of(FILES)
 
 
 def test_every_package_is_in_the_house() -> None:
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == OURS
+    assert {name.partition(".")[0] for name in FILES} == {f.partition(".")[0] for f in FLOORS}
+
+
+def test_imports_go_one_way() -> None:
+    assert sum(map(len, GRAPH.values())) > len(GRAPH)
+    assert not arrows_up(GRAPH), "\n".join(["imports of a higher floor:", *arrows_up(GRAPH)])
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    assert sum(map(len, circles(GRAPH))) <= IN_CIRCLES, "\n".join(
+        f"a circle of {len(names)} files: {', '.join(names)}" for names in circles(GRAPH)
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a": "import parity.b", "b": "import parity.a"}, ["parity.a", "parity.b"]),
+        ({"a": "from parity import b", "b": "from parity import a"}, ["parity.a", "parity.b"]),
+        (
+            {"__init__": "from parity.a import x", "a": "from parity import y"},
+            ["parity", "parity.a"],
+        ),
+        (
+            {"a": "from parity.b import x", "b": "def f():\n    from parity.a import y"},
+            ["parity.a", "parity.b"],
+        ),
+        (
+            {"a": "from parity.b import x", "b": "if TYPE_CHECKING:\n    from parity.a import y"},
+            ["parity.a", "parity.b"],
+        ),
+        (
+            {"a": "import parity.b", "b": "import parity.c", "c": "import_module('parity.a')"},
+            ["parity.a", "parity.b", "parity.c"],
+        ),
+        ({"a": "import parity.b", "b": "import parity.c", "c": "import torch"}, []),
+        # Names in a package are not the package.
+        ({"a": "from parity.b import x", "b": "from parity.c import a", "c": ""}, []),
+    ],
+)
+def test_a_circle_is_found_wherever_the_import_stands(
+    files: dict[str, str], expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "parity").mkdir()
+    for name, text in {"__init__": "", **files}.items():
+        (tmp_path / f"parity/{name}.py").write_text(text)
+    found = circles(graph_of(modules(tmp_path)))
+    assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("importer", "line", "is_up"),
+    [
+        ("weights/a.py", "from movinet_port import spec", True),
+        ("movinet_port/a.py", "from weights import x", False),
+        ("movinet_port/a.py", "import converters", True),
+        ("converters/a.py", "from movinet_port.command_line.cli import main", True),
+        ("movinet_port/a.py", "from movinet_port.command_line import cli", True),
+        ("movinet_port/command_line/a.py", "import parity", False),
+        ("movinet_port/command_line/a.py", "from movinet_port.command_line import cli", False),
+    ],
+)
+def test_an_import_of_a_higher_floor_is_found(
+    importer: str, line: str, is_up: bool, tmp_path: Path
+) -> None:
+    for name in FLOORS:
+        (tmp_path / name.replace(".", "/")).mkdir()
+        (tmp_path / name.replace(".", "/") / "__init__.py").touch()
+    for name in ("movinet_port/spec.py", "movinet_port/command_line/cli.py"):
+        (tmp_path / name).touch()
+    (tmp_path / importer).write_text(line)
+    assert bool(arrows_up(graph_of(modules(tmp_path)))) == is_up
 
 
 # The command line ------------------------------------------------------------------------------

@@ -85,9 +85,13 @@ def circles(graph: Graph) -> list[list[str]]:
 
 def floor(name: str) -> int:
     """The highest floor that a file belongs to."""
-    if name.startswith(MOVING):
+
+    def within(package: str) -> bool:
+        return f"{name}.".startswith(f"{package}.")
+
+    if any(map(within, MOVING)):
         return len(FLOORS) - 1
-    return max(i for i, f in enumerate(FLOORS) if name == f or name.startswith(f"{f}."))
+    return max(i for i, package in enumerate(FLOORS) if within(package))
 
 
 def arrows_up(graph: Graph) -> list[str]:

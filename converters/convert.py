@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 
 import movinet_port
-from converters import names
-from converters.contents import MOST_BYTES, Contents
+from converters import dialects
+from converters.containers.checkpoint import read_variables
+from converters.containers.hdf5 import read_hdf5, read_keras
+from converters.containers.state_dict import read_state_dict
+from converters.containers.variables import MOST_BYTES, SourceVariables
 from converters.deviations import era
 from converters.errors import ConversionError
-from converters.evidence import GraphEvidence
-from converters.first_port import read_state_dict
+from converters.fetch import Source, open_source
 from converters.graph import load_graph
-from converters.hdf5 import read_hdf5, read_keras
-from converters.recognise import Finding, Located, locate_variables, recognise
-from converters.sources import Source, open_source
+from converters.graph_evidence import GraphEvidence
+from converters.layouts import to_torch_layout
+from converters.locate import Located, locate_variables
+from converters.recognise import Finding, recognise
 from converters.tensorflow import import_tensorflow
-from converters.variables import read_variables
 from converters.verify import Verification, verify_saved_model
 from movinet_port.checkpoint import Checkpoint, listing
 from movinet_port.inputs import published_input
@@ -127,8 +129,8 @@ def _naming(source: Source) -> Iterator[None]:
 
 def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress) -> Conversion:
     progress("reading variables")
-    contents = _READERS[source.kind](source.path)
-    located = locate_variables(contents)
+    found = _READERS[source.kind](source.path)
+    located = locate_variables(found)
     evidence = None
     if source.kind == "saved_model":
         progress("reading the graph")
@@ -137,7 +139,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
         located,
         evidence,
         given,
-        stated=contents.stated,
+        stated=found.stated,
         published=find_handle(source.provenance["source"]),
     )
     progress("converting weights")
@@ -162,7 +164,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
 
 
 # Kind of source -> what reads it.
-_READERS: Mapping[str, Callable[[Path], Contents]] = {
+_READERS: Mapping[str, Callable[[Path], SourceVariables]] = {
     "saved_model": lambda folder: read_variables(folder / "variables/variables"),
     "checkpoint": read_variables,
     "hdf5": read_hdf5,
@@ -193,7 +195,7 @@ def fill(spec: ModelSpec, located: Located) -> dict[str, Tensor]:
     """
     with torch.device("meta"):
         expected = MoViNet(spec).state_dict()
-    wanted = [name for name in expected if not name.endswith(names.NUM_BATCHES_TRACKED)]
+    wanted = [name for name in expected if not name.endswith(dialects.NUM_BATCHES_TRACKED)]
     missing = [f"{name} has no variable" for name in wanted if name not in located.parameters]
     extra = [
         f"{variable} fills nothing"
@@ -228,7 +230,7 @@ def fill(spec: ModelSpec, located: Located) -> dict[str, Tensor]:
 def _read(name: str, located: Located) -> Tensor:
     variable = located.parameters[name]
     value = variable.read()
-    if name.endswith(names.NUM_BATCHES_TRACKED):
+    if name.endswith(dialects.NUM_BATCHES_TRACKED):
         return torch.from_numpy(np.array(value, dtype=np.int64))
     if value.dtype.kind != "f":
         raise ConversionError(f"variable {variable} is {value.dtype}, expected floating point")
@@ -240,7 +242,7 @@ def _read(name: str, located: Located) -> Tensor:
             f"variable {variable} has {bad} of {value.size} values that are NaN or infinite in "
             f"float32; expected finite ones"
         )
-    return torch.from_numpy(np.array(names.to_torch_layout(located.dialect.layout, name, value)))
+    return torch.from_numpy(np.array(to_torch_layout(located.dialect.layout, name, value)))
 
 
 def weights_digest(state_dict: Mapping[str, Tensor]) -> str:

@@ -21,15 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from converters import names
+from converters import dialects
 from converters.authors import build_authors_network, export_authors_network
-from converters.contents import Contents
+from converters.containers.checkpoint import read_variables
+from converters.containers.hdf5 import read_hdf5
+from converters.containers.variables import SourceVariables
 from converters.convert import Progress, fill
 from converters.errors import ConversionError, VerificationError
-from converters.hdf5 import read_hdf5
-from converters.recognise import locate_variables
+from converters.layouts import from_torch_layout
+from converters.locate import locate_variables
 from converters.tensorflow import import_tensorflow, quiet
-from converters.variables import read_variables
 from converters.verify import Verification, verify_saved_model
 from movinet_port.checkpoint import Checkpoint, check_fit, listing
 from movinet_port.files import whole_file, whole_folder
@@ -72,19 +73,19 @@ def tensorflow_variables(
     owners = _owners(spec)
     variables = []
     for parameter, tensor in state_dict.items():
-        if parameter.endswith(names.NUM_BATCHES_TRACKED):
+        if parameter.endswith(dialects.NUM_BATCHES_TRACKED):
             continue
         owner, module, leaf = _split(parameter)
         # The authors run a network of conv_type 2plus1d with 2-D kernels throughout.
         two_d = spec.conv_type == "2plus1d"
         value = tensor.detach().to("cpu", torch.float32).numpy()
-        path = names.spelling(names.OBJECT_PATH, module, leaf, two_d=two_d)
+        path = dialects.spelling(dialects.OBJECT_PATH, module, leaf, two_d=two_d)
         variables.append(
             TensorFlowVariable(
                 parameter,
                 f"{owners[owner]}/{path}",
                 _full_name(owner, module, leaf, two_d),
-                np.asarray(names.from_torch_layout(parameter, value, 4 if two_d else 5)),
+                np.asarray(from_torch_layout(parameter, value, 4 if two_d else 5)),
             )
         )
     paths = [variable.path for variable in variables]
@@ -96,7 +97,7 @@ def tensorflow_variables(
 
 def _split(parameter: str) -> tuple[str, str, str]:
     """Return owner, module and leaf of a parameter; the owner of a layer's own is the layer."""
-    unique = next((m for m in names.UNIQUE_MODULES if parameter.startswith(f"{m}.")), None)
+    unique = next((m for m in dialects.UNIQUE_MODULES if parameter.startswith(f"{m}.")), None)
     if unique is not None:
         return unique, unique, parameter[len(unique) + 1 :]
     owner, _, rest = parameter.partition(".")
@@ -119,7 +120,7 @@ def _full_name(owner: str, module: str, leaf: str, two_d: bool) -> str:
     if leaf == "scale":
         # The positional encodings' scalars have no owner in their name.
         return f"{owner}/scale" if module == "rezero" else "scale"
-    name = names.spelling(names.FULL_NAME, module, leaf, two_d=two_d)
+    name = dialects.spelling(dialects.FULL_NAME, module, leaf, two_d=two_d)
     return name if owner == module else f"{owner}/{name}"
 
 
@@ -304,13 +305,13 @@ def _authors_model(
     return model
 
 
-def _check_bits(checkpoint: Checkpoint, contents: Contents, path: Path) -> None:
+def _check_bits(checkpoint: Checkpoint, source: SourceVariables, path: Path) -> None:
     """Read every parameter back: a file that gives other bits is not kept."""
-    found = fill(checkpoint.spec, locate_variables(contents))
+    found = fill(checkpoint.spec, locate_variables(source))
     wrong = [
         name
         for name, tensor in checkpoint.state_dict.items()
-        if not name.endswith(names.NUM_BATCHES_TRACKED)
+        if not name.endswith(dialects.NUM_BATCHES_TRACKED)
         and not torch.equal(found[name], tensor.detach().to("cpu", torch.float32))
     ]
     if wrong:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from converters import convert_source
-from converters.sources import open_source
+from converters.fetch import open_source
 from converters.tensorflow import import_tensorflow, quiet
 from movinet_port.checkpoint import PACKAGE, Checkpoint, load
 from movinet_port.fast import InferenceNetwork

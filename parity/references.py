@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from converters.containers.checkpoint import read_variables
 from converters.convert import fill
-from converters.evidence import GraphEvidence
+from converters.dialects import state_owner
 from converters.graph import Graph, load_graph
-from converters.names import state_owner
-from converters.recognise import locate_variables, recognise
+from converters.graph_evidence import GraphEvidence
+from converters.locate import locate_variables
+from converters.recognise import recognise
 from converters.tensorflow import import_tensorflow
-from converters.variables import read_variables
 from movinet_port.files import whole_file
 from movinet_port.model import FRAME_COUNT, MoViNet
 from movinet_port.spec import ModelSpec

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from converters.evidence import GraphEvidence
+from converters.dialects import state_name
 from converters.graph import PASS_THROUGH, Graph, Value
-from converters.names import state_name
+from converters.graph_evidence import GraphEvidence
 from movinet_port.layers import Bottleneck, Classifier, SqueezeExcitation
 from movinet_port.model import MoViNet
 from movinet_port.spec import LayerSpec, ModelSpec

@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 import movinet_port
 import weights
 from converters import Conversion, convert_source
+from converters.containers.checkpoint import object_paths
 from converters.convert import _convert_opened
-from converters.sources import Source, SourceError
-from converters.variables import object_paths
+from converters.fetch import Source, SourceError
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, StemSpec
 from movinet_port.cli import main
 from movinet_port.errors import MovinetPortError

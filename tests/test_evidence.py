@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 import converters
 from converters import ConversionError
-from converters.evidence import GraphEvidence
 from converters.graph import Graph, load_graph
+from converters.graph_evidence import GraphEvidence
 from converters.tensorflow import import_tensorflow
 
 DATA = Path(__file__).parent / "data"

@@ -12,7 +12,7 @@ import torch
 from test_export import SAMPLE, TOLERANCE, Session, assert_follows, run_page
 
 from converters import convert
-from converters.sources import open_source
+from converters.fetch import open_source
 from converters.to_tensorflow import export_to_tensorflow
 from movinet_port import Checkpoint, create_model
 from movinet_port.export import export_checkpoint

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from test_containers import keys_of
 
-from converters.variables import read_variables
+from converters.containers.checkpoint import read_variables
 from movinet_port.cli import main
 
 DATA = Path(__file__).parent / "data"

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from hub_server import PAGE, Answer, HubServer
 
-from converters import sources
-from converters.sources import Source, SourceError, open_source
+from converters import fetch
+from converters.fetch import Source, SourceError, open_source
 from converters.tensorflow import TensorFlowMissingError, quiet
 
 DATA = Path(__file__).parent / "data"
@@ -466,14 +466,14 @@ def test_archive_that_announces_too_much_is_not_unpacked(tmp_path: Path) -> None
 def test_sizes_of_all_files_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.tar.gz"
     path.write_bytes(gzip.compress(tar({"a": bytes(60_000), "b": bytes(60_000)})))
-    monkeypatch.setattr(sources, "MAX_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(fetch, "MAX_UNPACKED_BYTES", 100_000)
     assert "more than 100000 bytes" in message(path)
 
 
 def test_zeros_behind_the_end_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.tar.gz"
     path.write_bytes(gzip.compress(tar(dict(TINY)) + bytes(10_000_000)))
-    monkeypatch.setattr(sources, "MAX_UNPACKED_BYTES", 5_000_000)
+    monkeypatch.setattr(fetch, "MAX_UNPACKED_BYTES", 5_000_000)
     assert "more than 5000000 bytes" in message(path)
 
 
@@ -481,7 +481,7 @@ def test_archive_of_very_many_files_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.tar.gz"
-    monkeypatch.setattr(sources, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(fetch, "MAX_MEMBERS", 3)
     path.write_bytes(gzip.compress(tar(dict(TINY))))
     assert opened(path).kind == "saved_model"
     path.write_bytes(gzip.compress(tar({**TINY, "assets": None})))
@@ -617,7 +617,7 @@ def test_host_without_an_address_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_silent_server_is_given_up(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "TIMEOUT", 0.2)
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
     text = message(hub.serve("/a", Answer(b"", stalls=True)))
     assert "no answer for 0.2 seconds; check the address and the network" in text
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from converters.contents import Contents, Variable
+from converters.containers.variables import SourceVariables, Variable
+from converters.dialects import FIRST_PORT
 from converters.errors import ConversionError
-from converters.names import FIRST_PORT
 
 # Keys under which training scripts keep a state dict beside other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-def read_state_dict(path: Path) -> Contents:
+def read_state_dict(path: Path) -> SourceVariables:
     """List the tensors of a state dict that ``torch.save`` wrote.
 
     Nothing in the file is executed: it is loaded with ``weights_only=True``.
@@ -52,7 +52,9 @@ def read_state_dict(path: Path) -> Contents:
                 f"{path}: {name!r} is {_described(tensor)}, expected a plain tensor: "
                 f"save model.state_dict()"
             )
-    return Contents([_variable(str(name), tensor) for name, tensor in content.items()], FIRST_PORT)
+    return SourceVariables(
+        [_variable(str(name), tensor) for name, tensor in content.items()], FIRST_PORT
+    )
 
 
 def _check_sums(path: Path) -> None:

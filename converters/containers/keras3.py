@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from converters.contents import Variable
-from converters.names import KERAS_3
+from converters.containers.variables import Variable
+from converters.dialects import KERAS_3
 from movinet_port.spec import layer_name
 from movinet_port.variants import get_spec, list_models
 

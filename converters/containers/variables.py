@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from converters.names import OBJECT_PATH, Dialect
+from converters.dialects import OBJECT_PATH, Dialect
 
 # The largest network's weights take 130 MB; what claims to be far larger is damaged.
 MOST_BYTES = 1 << 30
@@ -41,7 +41,7 @@ class Variable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
+class SourceVariables:
     """A file's variables, and how they are spelt.
 
     Attributes:

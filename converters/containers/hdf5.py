@@ -2,7 +2,7 @@
 
 Keras writes three kinds: ``save_weights("x.h5")``; the whole model, ``save("x.h5")``, with the
 same below "model_weights"; and Keras 3's ``save_weights("x.weights.h5")``, which ``x.keras`` files
-hold too (`converters.keras3`).
+hold too (`converters.containers.keras3`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.contents import MOST_BYTES, Contents, Variable
+from converters.containers.keras3 import layers_of_blocks, stated_by_config
+from converters.containers.variables import MOST_BYTES, SourceVariables, Variable
+from converters.dialects import FULL_NAME, KERAS_3
 from converters.errors import ConversionError
-from converters.keras3 import layers_of_blocks, stated_by_config
-from converters.names import FULL_NAME, KERAS_3
 
 _WEIGHTS = "model.weights.h5"
 _CONFIG = "config.json"
@@ -31,16 +31,16 @@ _CONFIG = "config.json"
 _NUMBERED = re.compile(r"(^|/)vars/\d+$")
 
 
-def read_hdf5(path: Path) -> Contents:
+def read_hdf5(path: Path) -> SourceVariables:
     """List the variables of an HDF5 file that Keras wrote.
 
     Raises:
         ConversionError: the file is no HDF5 file, is damaged, or holds links to other files.
     """
-    return _contents(path, path)
+    return _read(path, path)
 
 
-def read_keras(path: Path) -> Contents:
+def read_keras(path: Path) -> SourceVariables:
     """List the variables of a ``.keras`` file.
 
     Raises:
@@ -59,10 +59,10 @@ def read_keras(path: Path) -> Contents:
             f"{path}: cannot read it: {reason.splitlines()[0]}; the file is damaged or no .keras "
             f"file, get it again"
         ) from error
-    return _contents(weights, path, config)
+    return _read(weights, path, config)
 
 
-def _contents(file: Path | IO[bytes], name: Path, config: Any = None) -> Contents:
+def _read(file: Path | IO[bytes], name: Path, config: Any = None) -> SourceVariables:
     """List the variables of an HDF5 file; `config` is the model's, if it is kept elsewhere."""
     try:
         import h5py
@@ -82,8 +82,8 @@ def _contents(file: Path | IO[bytes], name: Path, config: Any = None) -> Content
         raise _damaged(name, "it", error) from error
     stated = stated_by_config(config)
     if any(_NUMBERED.search(v.path) for v in variables):
-        return Contents(variables, KERAS_3, layers_of_blocks(variables, config), stated)
-    return Contents(variables, FULL_NAME, stated=stated)
+        return SourceVariables(variables, KERAS_3, layers_of_blocks(variables, config), stated)
+    return SourceVariables(variables, FULL_NAME, stated=stated)
 
 
 def _datasets(opened: Any, h5py: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.contents import Contents, Variable
+from converters.containers.variables import SourceVariables, Variable
 from converters.errors import ConversionError
 from converters.tensorflow import import_tensorflow
 
@@ -32,7 +32,7 @@ _ALIASES = frozenset(
 )
 
 
-def read_variables(prefix: Path) -> Contents:
+def read_variables(prefix: Path) -> SourceVariables:
     """List the variables of the checkpoint at `prefix` (``.../variables/variables``).
 
     Only the index is read; values are read variable by variable.
@@ -74,7 +74,7 @@ def read_variables(prefix: Path) -> Contents:
                     read=_reader_of(prefix, reader, key),
                 )
             )
-    return Contents(variables)
+    return SourceVariables(variables)
 
 
 def object_paths(children: Iterable[Iterable[tuple[str, int]]]) -> dict[int, str]:

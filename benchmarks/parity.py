@@ -49,9 +49,10 @@ import torch  # noqa: E402
 from benchmarks.diagnosis import Ran  # noqa: E402
 from movinet_port import MoViNet, load, optimize  # noqa: E402
 from movinet_port.checkpoint import Checkpoint  # noqa: E402
-from movinet_port.fast import FastMoViNet, Held, InferenceNetwork, hold  # noqa: E402
+from movinet_port.fast import FastMoViNet, InferenceNetwork  # noqa: E402
 from movinet_port.fast.aot import compile_package  # noqa: E402
 from movinet_port.fast.optimize import fold_network  # noqa: E402
+from movinet_port.fast.state import StreamState  # noqa: E402
 from movinet_port.model import FRAME_COUNT  # noqa: E402
 from movinet_port.spec import ModelSpec  # noqa: E402
 from parity.clips import random_clip  # noqa: E402
@@ -272,12 +273,12 @@ def forgetful(network: InferenceNetwork, state: str) -> InferenceNetwork:
     kind = type(network)
 
     def run(
-        self: InferenceNetwork, video: torch.Tensor, held: Held | None, *tap: Any
-    ) -> tuple[torch.Tensor, Held | None]:
+        self: InferenceNetwork, video: torch.Tensor, held: StreamState | None, *tap: Any
+    ) -> tuple[torch.Tensor, StreamState | None]:
         assert held is not None
         public = held.public()
         public[state] = torch.zeros_like(public[state])
-        return kind.run(self, video, hold(public), *tap)
+        return kind.run(self, video, StreamState.of(public), *tap)
 
     wrong = copy.copy(network)
     wrong.__class__ = type("Forgetful", (kind,), {"run": run})

@@ -31,8 +31,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from movinet_port.errors import MovinetPortError, StateError
+from movinet_port.fast.layers import Layer, StreamConv, average_pool
 from movinet_port.fast.network import FastMoViNet, InferenceNetwork
-from movinet_port.fast.parts import Layer, Pass, StreamConv, average_pool
+from movinet_port.fast.run import Run
 from movinet_port.layers import Bottleneck, Conv, StreamConvBlock, at_least_float32, same_padding
 from movinet_port.model import MoViNet, check_video
 
@@ -408,9 +409,9 @@ class _Fast:
         self.stem: Any = model.stem
         self.layers: Sequence[Any] = [model.get_submodule(name) for name in model.layer_names]
 
-    def _run(self, rows: int) -> Pass:
+    def _run(self, rows: int) -> Run:
         dtype = at_least_float32(self._model.dtype)
-        return Pass(self.batch, rows // self.batch, None, dtype, None)
+        return Run(self.batch, rows // self.batch, None, dtype, None)
 
     def enter(self, piece: Tensor) -> Tensor:
         piece = piece.permute(2, 0, 3, 4, 1).flatten(0, 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from movinet_port.errors import StateError
 from movinet_port.fast.network import InferenceNetwork
-from movinet_port.fast.state import Layout, hold
+from movinet_port.fast.state import StateLayout, StreamState
 from movinet_port.model import MoViNet, State
 
 # The states of the pool's videos, or of some; the batch is the first axis of every tensor.
@@ -202,19 +202,19 @@ class _Optimised:
     def __init__(self, model: InferenceNetwork, height: int, width: int) -> None:
         self._model = model
         self._size = (height, width)
-        self._layout = Layout.of(hold(model.init_state(1, height, width)))
+        self._layout = StateLayout.of(StreamState.of(model.init_state(1, height, width)))
 
     def new(self, batch: int) -> Rows:
-        return hold(self._model.init_state(batch, *self._size)).flat()
+        return StreamState.of(self._model.init_state(batch, *self._size)).flat()
 
     def step(self, batch: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
         self._model.check(batch)
-        logits, state = self._model.run(batch, self._layout.held(rows))
+        logits, state = self._model.run(batch, self._layout.lazily(rows))
         assert state is not None
         return logits.clone(), state.flat()
 
     def public(self, rows: Rows) -> State:
-        return self._layout.held(rows).public()
+        return self._layout.lazily(rows).public()
 
 
 def _take(rows: Rows, which: Sequence[int]) -> Rows:

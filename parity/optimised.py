@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from movinet_port.fast import FastMoViNet, InferenceNetwork, hold
+from movinet_port.fast import FastMoViNet, InferenceNetwork
+from movinet_port.fast.state import StreamState
 from movinet_port.model import MoViNet, State
 from parity.errors import ComparisonError
 
@@ -113,7 +114,7 @@ class Optimised(nn.Module):
         if self.spec.causal:
             if self._state is None:
                 self._state = network.init_state(*shape)
-            state = hold(self._state, network.dtype)
+            state = StreamState.of(self._state, network.dtype)
         # As it is used. The activations come from a run that keeps them whole.
         logits, after = network.run(video, state)
         replaced = False

@@ -20,7 +20,7 @@ from movinet_port import BlockSpec, HeadSpec, ModelSpec, MoViNet, StemSpec, opti
 from movinet_port.fast import extension
 from movinet_port.fast.extension import Cut, FrameKernel, Library, MatrixKernel
 from movinet_port.fast.fold import Matrix
-from movinet_port.fast.parts import Pointwise
+from movinet_port.fast.layers import Pointwise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

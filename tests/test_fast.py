@@ -26,12 +26,12 @@ import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, Held, extension, graph, hold, kernels, network, parts
+from movinet_port.fast import FastMoViNet, extension, graph, kernels, layers, network
 from movinet_port.fast import frame as frame_plan
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.optimize import fold_network
-from movinet_port.fast.state import Layout
+from movinet_port.fast.state import StateLayout, StreamState
 from movinet_port.layers import AveragePool
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -170,7 +170,7 @@ def test_what_is_returned_stays_as_it_is(
     build: Any, mode: str, changes: dict[str, Any], frames: int
 ) -> None:
     fast = optimize(build(mode, **changes))
-    state = hold(fast.init_state(1, 20, 24)) if mode == "stream" else None
+    state = StreamState.of(fast.init_state(1, 20, 24)) if mode == "stream" else None
     logits, after = fast.run(torch.rand(1, 3, frames, 20, 24), state)
     kept = [logits, *(after.flat() if after else ())]
     before = [value.clone() for value in kept]
@@ -297,7 +297,7 @@ def test_single_frames_of_large_networks_give_the_same_logits(
     # What is chosen by size in the published networks, forced on one that is quick to build.
     monkeypatch.setattr(frame_plan, "_SMALL", small)
     monkeypatch.setattr(frame_plan, "_LARGE", large)
-    monkeypatch.setattr(parts, "HEAVY", 1)
+    monkeypatch.setattr(layers, "HEAVY", 1)
     model = build(**changes)
     fast = optimize(model)
     with torch.no_grad():
@@ -321,9 +321,9 @@ def test_a_long_clip_in_pieces_gives_the_same_logits(
     volumes: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(parts, "CACHED_BYTES", piece)
-    monkeypatch.setattr(parts, "HEAVY", 100_000)
-    monkeypatch.setattr(parts, "HAS_VOLUMES", parts.HAS_VOLUMES and volumes)
+    monkeypatch.setattr(layers, "CACHED_BYTES", piece)
+    monkeypatch.setattr(layers, "HEAVY", 100_000)
+    monkeypatch.setattr(layers, "HAS_VOLUMES", layers.HAS_VOLUMES and volumes)
     model = build("base", **changes).to(dtype)
     fast = optimize(model)
     clip = torch.rand(batch, 3, 11, 29, 34, dtype=dtype)
@@ -417,10 +417,10 @@ def test_a_pool_of_a_skip_is_the_readable_one(
 ) -> None:
     if many is not None:
         monkeypatch.setattr(extension, "libraries", lambda: ())
-        monkeypatch.setattr(parts, "MANY_POOLED", many)
+        monkeypatch.setattr(layers, "MANY_POOLED", many)
     x = torch.rand(3, *size, 8)
     expected = AveragePool()(x.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
-    found = parts.average_pool(x.flip(1, 2), True).flip(1, 2) if turn else parts.average_pool(x)
+    found = layers.average_pool(x.flip(1, 2), True).flip(1, 2) if turn else layers.average_pool(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -665,10 +665,10 @@ def test_what_a_compiler_is_given_computes_the_same(
     model = build(mode, **changes)
     fast = fold_network(model, turn=turn)
     if strip is not None:
-        monkeypatch.setattr(parts, "STRIP_BYTES", strip)
+        monkeypatch.setattr(layers, "STRIP_BYTES", strip)
     in_strips = []
-    whole = parts.StreamConv.in_strips
-    monkeypatch.setattr(parts.StreamConv, "in_strips", lambda *a: in_strips.append(1) or whole(*a))
+    whole = layers.StreamConv.in_strips
+    monkeypatch.setattr(layers.StreamConv, "in_strips", lambda *a: in_strips.append(1) or whole(*a))
     video = torch.rand(1, 3, 5, 37, 30)
     # Single frames, which a base network takes too, and more at once.
     clips = video.split((4, 1) if mode == "base" else (1, 1, 3), dim=2)
@@ -680,15 +680,15 @@ def test_what_a_compiler_is_given_computes_the_same(
 
 @pytest.mark.parametrize("clip", [1, 2, 3, 9])
 def test_a_state_moves_on_in_order_like_one_taken_apart(build: Any, clip: int) -> None:
-    state = hold(build().init_state(1, 20, 24))
-    layout = Layout.of(state)
+    state = StreamState.of(build().init_state(1, 20, 24))
+    layout = StateLayout.of(state)
     frames = {name: tuple(torch.rand(1, 2) for _ in held) for name, held in state.frames.items()}
     fresh = {name: tuple(torch.rand(1, 2) for _ in range(clip)) for name in frames}
     pools = {name: torch.rand(1, 2) for name in state.pools}
     count = torch.tensor([7])
     new = [t for n, held in frames.items() for t in fresh[n][-min(clip, len(held)) :]]
-    before = Held(frames, state.pools, state.count).flat()
-    after = layout.held(layout.moved_on(clip)([*before, *new, *pools.values(), count]))
+    before = StreamState(frames, state.pools, state.count).flat()
+    after = layout.lazily(layout.advance(clip)([*before, *new, *pools.values(), count]))
     for name, held in frames.items():
         kept = (*held, *fresh[name])[-len(held) :]
         assert all(a is b for a, b in zip(after.frames[name], kept, strict=True))

@@ -6,6 +6,5 @@ rounding.
 
 from movinet_port.fast.network import FastMoViNet, InferenceNetwork
 from movinet_port.fast.optimize import LEVELS, optimize
-from movinet_port.fast.state import Held, hold
 
-__all__ = ["LEVELS", "FastMoViNet", "Held", "InferenceNetwork", "hold", "optimize"]
+__all__ = ["LEVELS", "FastMoViNet", "InferenceNetwork", "optimize"]

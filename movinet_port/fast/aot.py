@@ -26,7 +26,7 @@ from movinet_port.fast.graph import OPTIONS, PRODUCTS, Graph, GraphNetwork
 from movinet_port.fast.kernels import own_products
 from movinet_port.fast.native import kernels_for, takes_any_strides
 from movinet_port.fast.network import FastMoViNet
-from movinet_port.fast.state import hold
+from movinet_port.fast.state import StreamState
 from movinet_port.files import whole_file
 from movinet_port.labels import check_labels
 from movinet_port.spec import ModelSpec
@@ -126,7 +126,7 @@ def _compile(network: FastMoViNet, package: Path, shape: tuple[int, int, int, in
     video = torch.rand(batch, 3, frames, height, width).to(network.dtype)
     state = []
     if network.spec.causal:
-        state = hold(network.init_state(batch, height, width)).flat()
+        state = StreamState.of(network.init_state(batch, height, width)).flat()
     kernels = kernels_for(network)
     with torch.no_grad():
         try:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from movinet_port.layers import same_padding
 
 if TYPE_CHECKING:
-    from movinet_port.fast.parts import Gate, Layer, Pass, Pointwise, Room, StreamConv
+    from movinet_port.fast.layers import Gate, Layer, Pointwise, StreamConv
+    from movinet_port.fast.run import Run, Workspace
 
 # The C++'s numbers of activations. It has those of the published networks.
 _NONE = 0
@@ -359,19 +360,19 @@ class StemKernel:
             and fits_stem(conv, library.lanes)
         )
 
-    def __call__(self, x: Tensor, room: Room) -> Tensor:
+    def __call__(self, x: Tensor, workspace: Workspace) -> Tensor:
         """Return (frames, height, width, filters), frames turned where the network's are.
 
         Args:
             x: (frames, height, width, channels), in any strides, not turned.
-            room: where to write.
+            workspace: where to write.
         """
         conv = self._conv
         numbers = geometry(conv, *x.shape[1:3])
         if conv.turned:
             (_, numbers["top"]), (_, numbers["left"]) = conv.pads(*x.shape[1:3])
         shape = len(x), numbers["out_height"], numbers["out_width"], conv.spatial_out
-        out = room.take("stem", x, shape)
+        out = workspace.take("stem", x, shape)
         a = _StemArguments(geometry=_Geometry(**numbers), frames=len(x), channels=x.shape[3])
         a.filters = a.out_step = conv.spatial_out
         a.out_frame_step = out.stride(0)
@@ -429,7 +430,7 @@ class MatrixKernel:
         self._multiply(x, bias, 0, out, (1, 1, len(x)))
         return out
 
-    def add(self, x: Tensor, gates: Tensor | None, rows: Tensor, run: Pass) -> Tensor:
+    def add(self, x: Tensor, gates: Tensor | None, rows: Tensor, run: Run) -> Tensor:
         """Return the products of gated channels, added to `rows`.
 
         Args:
@@ -441,7 +442,7 @@ class MatrixKernel:
         shape = run.frames, run.batch, len(x) // (run.frames * run.batch)
         # Not in the place of `rows`: the last vector of columns may overlap the one before.
         out = torch.empty_like(rows)
-        self._multiply(x, rows, rows.shape[1], out, shape, gates, run.room)
+        self._multiply(x, rows, rows.shape[1], out, shape, gates, run.workspace)
         return out
 
     def _multiply(
@@ -452,7 +453,7 @@ class MatrixKernel:
         out: Tensor,
         shape: tuple[int, int, int],
         gates: Tensor | None = None,
-        room: Room | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         a = _PixelsArguments(start_row=start_row, depth=self._depth, columns=self._columns)
         a.frames, a.batch, a.cells = shape
@@ -460,10 +461,10 @@ class MatrixKernel:
         a.activation = self._activation
         tensors = {"x": x, "matrix": self.matrix, "start": start, "out": out}
         if gates is not None:
-            assert room is not None
+            assert workspace is not None
             tensors["gates"] = gates.contiguous()
             a.by_frame = len(gates) > a.batch
-            tensors["scratch"] = room.take("scratch", x, (a.threads, self.matrix.numel()))
+            tensors["scratch"] = workspace.take("scratch", x, (a.threads, self.matrix.numel()))
         _set(a, tensors)
         self.library.pixels(a)
 
@@ -524,7 +525,7 @@ class ClipKernel:
             and conv.taps <= MOST_TAPS
         )
 
-    def __call__(self, x: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """Return the activations, and their means over space, (frames * batch, channels).
 
         The frames for the next clip go to `run`.
@@ -545,9 +546,9 @@ class ClipKernel:
             *(tuple(numbers.values()), self._library.lanes, a.threads),
         )
         shape = numbers["out_height"], numbers["out_width"], a.channels
-        out = run.room.take("mixed", x, (len(x), *shape))
-        sums = run.room.take("sums", x, (a.strips, len(x), a.channels))
-        scratch = run.room.take("scratch", x, (a.threads, a.room))
+        out = run.workspace.take("mixed", x, (len(x), *shape))
+        sums = run.workspace.take("sums", x, (a.strips, len(x), a.channels))
+        scratch = run.workspace.take("scratch", x, (a.threads, a.room))
         _set(a, {"x": x, "out": out, "sums": sums, "scratch": scratch})
         if conv.splits:
             assert run.state is not None
@@ -624,7 +625,7 @@ class FrameKernel:
             known = self._sizes[size] = bytes(a)
         return known
 
-    def __call__(self, x: Tensor, residual: Tensor, run: Pass) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor, run: Run) -> Tensor:
         """Return what the layer hands on, as `Layer.forward` does.
 
         Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from movinet_port.fast.parts import (
+from movinet_port.fast.layers import (
     Gate,
     Layer,
     Pointwise,
@@ -27,7 +27,7 @@ from movinet_port.fast.parts import (
     rows_for_onednn,
 )
 from movinet_port.fast.replay import TensorFunction, record
-from movinet_port.fast.state import Held, Layout
+from movinet_port.fast.state import StateLayout, StreamState
 
 if TYPE_CHECKING:
     from movinet_port.fast.network import FastMoViNet
@@ -105,7 +105,7 @@ class VectorProduct:
 class _Run:
     """What all layers need to know of one frame, and what they leave behind."""
 
-    def __init__(self, state: Held, part: Tensor, waves: Mapping[str, Tensor]) -> None:
+    def __init__(self, state: StreamState, part: Tensor, waves: Mapping[str, Tensor]) -> None:
         self.state = state
         self.part = part
         self.waves = waves
@@ -350,11 +350,13 @@ class FramePlan:
         self._hidden = VectorProduct(network.hidden, out=self._output.vector)
         # Known from the first frame on: the order of a state's tensors, the way from one frame to
         # the next, and the operations.
-        self._layout: Layout | None = None
+        self._layout: StateLayout | None = None
         self._move_on: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
         self._compute: TensorFunction
 
-    def run(self, video: Tensor, state: Held, waves: Mapping[str, Tensor]) -> tuple[Tensor, Held]:
+    def run(
+        self, video: Tensor, state: StreamState, waves: Mapping[str, Tensor]
+    ) -> tuple[Tensor, StreamState]:
         """Return logits and the state after the frame, as `InferenceNetwork.run` does.
 
         Args:
@@ -367,19 +369,19 @@ class FramePlan:
         before = state.flat()
         inputs = (video, part, *waves.values(), *before)
         if self._layout is None:
-            self._layout = layout = Layout.of(state)
-            self._move_on = layout.moved_on(1)
+            self._layout = layout = StateLayout.of(state)
+            self._move_on = layout.advance(1)
             names = list(waves)
 
             def compute(video: Tensor, part: Tensor, *rest: Tensor) -> list[Tensor]:
                 waves = dict(zip(names, rest, strict=False))
-                return self._step(video, _Run(layout.apart(rest[len(names) :]), part, waves))
+                return self._step(video, _Run(layout.unflatten(rest[len(names) :]), part, waves))
 
             found, self._compute = record(compute, inputs)
         else:
             found = self._compute(*inputs)
         logits, *new = found
-        return logits, self._layout.held(self._move_on([*before, *new, count]))
+        return logits, self._layout.lazily(self._move_on([*before, *new, count]))
 
     def _step(self, video: Tensor, run: _Run) -> list[Tensor]:
         """Return logits, the new frames, and the pools."""

@@ -1,6 +1,6 @@
 """The optimised network as a function of tensors alone, which a compiler can take.
 
-A stream's state goes in frame by frame (`Layout`) and only what is new comes out, so that a
+A stream's state goes in frame by frame (`StateLayout`) and only what is new comes out, so that a
 compiled frame copies no state: who calls moves the references on.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from movinet_port.errors import StateError
+from movinet_port.fast.layers import Pointwise
 from movinet_port.fast.network import FastMoViNet, InferenceNetwork
-from movinet_port.fast.parts import Pointwise
-from movinet_port.fast.state import Held, Layout, hold
+from movinet_port.fast.state import StateLayout, StreamState
 from movinet_port.model import check_video, init_state
 from movinet_port.spec import ModelSpec
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 # What Inductor's matrix products compute at a time.
 _COLUMNS = 16
 
-# (video, *Held.flat()) -> (logits, *new frames, *pools, count)
+# (video, *StreamState.flat()) -> (logits, *new frames, *pools, count)
 GraphFunction: TypeAlias = Callable[..., Sequence[Tensor]]
 
 
-def layout_of(spec: ModelSpec) -> Layout | None:
+def layout_of(spec: ModelSpec) -> StateLayout | None:
     """Return the order of a network's state in its graph; None for a base network."""
     if not spec.causal:
         return None
     # No data: any size will do.
     meta = init_state(spec, 1, 32, 32, torch.float32, torch.device("meta"))
-    return Layout.of(hold(meta))
+    return StateLayout.of(StreamState.of(meta))
 
 
 class Graph(nn.Module):
@@ -56,7 +56,7 @@ class Graph(nn.Module):
 
     def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return logits, the newest frames, the pools and the count."""
-        held = None if self.layout is None else self.layout.apart(state)
+        held = None if self.layout is None else self.layout.unflatten(state)
         logits, after = self.network.compute(video, held, kernels=self.kernels)
         if after is None:
             return (logits,)
@@ -150,7 +150,7 @@ class GraphNetwork(InferenceNetwork):
             )
         return batch, height, width
 
-    def run(self, video: Tensor, state: Held | None) -> tuple[Tensor, Held | None]:
+    def run(self, video: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState | None]:
         """Return logits and the state after the clip; see `InferenceNetwork.run`."""
         video = video.to(self._dtype)
         if not self._strided:
@@ -164,8 +164,8 @@ class GraphNetwork(InferenceNetwork):
         frames = video.shape[2]
         moved_on = self._moved_on.get(frames)
         if moved_on is None:
-            moved_on = self._moved_on[frames] = self._layout.moved_on(frames)
-        return logits, self._layout.held(moved_on([*before, *new]))
+            moved_on = self._moved_on[frames] = self._layout.advance(frames)
+        return logits, self._layout.lazily(moved_on([*before, *new]))
 
 
 def compile_graph(network: FastMoViNet) -> GraphNetwork:

@@ -26,8 +26,9 @@ from movinet_port.fast.extension import (
     geometry,
     laid_out,
 )
+from movinet_port.fast.layers import Layer, Pointwise, StreamConv
 from movinet_port.fast.network import FastMoViNet
-from movinet_port.fast.parts import Layer, Pass, Pointwise, StreamConv
+from movinet_port.fast.run import Run
 
 # Activations by the C++'s names. It has no swish: the streams that have it are causal in 3-D.
 _ACTIVATIONS = {"hard_swish": "kHardSwish", "relu": "kRelu", "relu6": "kRelu6"}
@@ -224,7 +225,7 @@ class Kernels:
         self._lanes = lanes
         self._activation = activation
 
-    def takes_stem(self, conv: StreamConv, video: Tensor, run: Pass) -> bool:
+    def takes_stem(self, conv: StreamConv, video: Tensor, run: Run) -> bool:
         """Return whether it computes a stem of (batch, channels, frames, height, width)."""
         return (
             video.shape[0] == video.shape[2] == 1
@@ -269,11 +270,11 @@ class Kernels:
         y: Tensor = _VECTOR(x, laid_out(weight, self._lanes), block.constant, list(weight.shape))
         return y if block.activation is None else block.activation(y)
 
-    def takes(self, layer: Layer, x: Tensor, run: Pass) -> bool:
+    def takes(self, layer: Layer, x: Tensor, run: Run) -> bool:
         """Return whether it computes a layer of `x`, (frames * batch, height, width, channels)."""
         return run.alone and x.dtype == torch.float32 and fits_frame(layer, self._lanes)
 
-    def compute(self, layer: Layer, x: Tensor, residual: Tensor, run: Pass) -> Tensor:
+    def compute(self, layer: Layer, x: Tensor, residual: Tensor, run: Run) -> Tensor:
         """Return what a layer hands on, as `Layer.forward` does.
 
         Args:

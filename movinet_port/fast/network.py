@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from movinet_port.errors import SpecError, StateError
 from movinet_port.fast import extension
 from movinet_port.fast.fold import Folded
-from movinet_port.fast.parts import Layer, Part, Pass, Pointwise, Room, StreamConv, Tap, fuses
-from movinet_port.fast.state import Held, hold
+from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv, fuses
+from movinet_port.fast.run import Run, Tap, Workspace
+from movinet_port.fast.state import StreamState
 from movinet_port.layers import at_least_float32
 from movinet_port.model import (
     State,
@@ -49,7 +50,7 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.labels = labels
-        self._held: Held | None = None
+        self._held: StreamState | None = None
         self._stream_shape: tuple[int, int, int] | None = None
 
     @property
@@ -62,7 +63,7 @@ class InferenceNetwork(nn.Module):
         """Where it computes."""
         return torch.device("cpu")
 
-    def run(self, video: Tensor, state: Held | None) -> tuple[Tensor, Held | None]:
+    def run(self, video: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState | None]:
         """Return logits and the state after the clip, in the optimised networks' own form.
 
         Nothing is kept and nothing is checked; `state` is not changed. What is returned may be an
@@ -70,7 +71,7 @@ class InferenceNetwork(nn.Module):
 
         Args:
             video: (batch, 3, frames, height, width).
-            state: `movinet_port.fast.state.hold` makes one; None for a base network.
+            state: `StreamState.of` makes one; None for a base network.
         """
         raise NotImplementedError
 
@@ -100,7 +101,7 @@ class InferenceNetwork(nn.Module):
             return self.run(video, None)[0].clone()
         held = self._held
         if held is None:
-            held = hold(self.init_state(*shape))
+            held = StreamState.of(self.init_state(*shape))
         elif self._stream_shape != shape:
             raise StateError(
                 f"the clip is (batch, height, width) = {shape}, but the video so far was "
@@ -151,7 +152,7 @@ class InferenceNetwork(nn.Module):
             self.init_state(1, 1, 1)  # raises, with the reason
         self.check(video)
         check_state(self.spec, video, state)
-        logits, held = self.run(video, hold(state, self.dtype))
+        logits, held = self.run(video, StreamState.of(state, self.dtype))
         assert held is not None
         return logits.clone(), held.public()
 
@@ -192,7 +193,7 @@ class FastMoViNet(InferenceNetwork):
         # (height, width) -> what single frames are computed with, or nothing while it is in use.
         self._plans: dict[tuple[int, int], list[FramePlan]] = {}
         # What clips are computed in, or nothing while it is in use.
-        self._rooms: list[Room] = []
+        self._workspaces: list[Workspace] = []
         self.register_load_state_dict_post_hook(_prepare_again)
         self.prepare()
         self.eval()
@@ -201,7 +202,7 @@ class FastMoViNet(InferenceNetwork):
         """Reach for the layers."""
         self._waves.clear()
         self._plans.clear()
-        self._rooms.clear()
+        self._workspaces.clear()
         self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
         # What C++ computes is not to be recorded, and needs it less.
         self._plans_frames = (
@@ -215,7 +216,7 @@ class FastMoViNet(InferenceNetwork):
         self.weight = self.output.weight
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_rooms": []}
+        return {**self.__dict__, "_plans": {}, "_workspaces": []}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
         super()._apply(fn, recurse)
@@ -233,15 +234,15 @@ class FastMoViNet(InferenceNetwork):
         return self.weight.device
 
     def run(
-        self, video: Tensor, state: Held | None, tap: Tap | None = None
-    ) -> tuple[Tensor, Held | None]:
+        self, video: Tensor, state: StreamState | None, tap: Tap | None = None
+    ) -> tuple[Tensor, StreamState | None]:
         """Return logits and the state after the clip, in this network's own form.
 
         Nothing is kept and nothing is checked; `state` is not changed.
 
         Args:
             video: (batch, 3, frames, height, width).
-            state: `movinet_port.fast.state.hold` makes one; None for a base network.
+            state: `StreamState.of` makes one; None for a base network.
             tap: shown every activation that the algebra leaves, see `Tap`.
         """
         with torch.inference_mode():
@@ -253,15 +254,15 @@ class FastMoViNet(InferenceNetwork):
                 return self.compute(video, state, tap)
             # Taken out while it computes: another thread computes in memory of its own.
             try:
-                room = self._rooms.pop()
+                workspace = self._workspaces.pop()
             except IndexError:
-                room = Room()
+                workspace = Workspace()
             try:
-                return self.compute(video, state, room=room)
+                return self.compute(video, state, workspace=workspace)
             finally:
-                self._rooms[:] = [room]
+                self._workspaces[:] = [workspace]
 
-    def _next_frame(self, video: Tensor, state: Held) -> tuple[Tensor, Held | None]:
+    def _next_frame(self, video: Tensor, state: StreamState) -> tuple[Tensor, StreamState | None]:
         """Compute `run` for one frame of one video."""
         from movinet_port.fast.frame import FramePlan
 
@@ -287,15 +288,15 @@ class FastMoViNet(InferenceNetwork):
     def compute(
         self,
         video: Tensor,
-        state: Held | None,
+        state: StreamState | None,
         tap: Tap | None = None,
-        room: Room | None = None,
+        workspace: Workspace | None = None,
         kernels: Kernels | None = None,
-    ) -> tuple[Tensor, Held | None]:
+    ) -> tuple[Tensor, StreamState | None]:
         """Compute `run`; for a compiler, with operations that it makes the most of."""
         video = video.to(self.dtype)
         wide = at_least_float32(video.dtype)
-        run = Pass(video.shape[0], video.shape[2], state, wide, tap, room, kernels, self.turned)
+        run = Run(video.shape[0], video.shape[2], state, wide, tap, workspace, kernels, self.turned)
         if state is not None:
             run.waves = self.waves(state.count, run.frames, video.dtype)
         if kernels is not None and kernels.takes_stem(self.stem, video, run):
@@ -307,15 +308,15 @@ class FastMoViNet(InferenceNetwork):
         for step in self.steps:
             x = step(x, run)
         x = self.head(x.view(-1, x.shape[3])).view(*x.shape[:3], -1)
-        x = run.see("head.activation", x)
-        pooled = run.see_vector("pool", self._pool(x, run))
-        hidden = run.see_vector("classifier.hidden.activation", _product(self.hidden, pooled, run))
+        x = run.show("head.activation", x)
+        pooled = run.show_vector("pool", self._pool(x, run))
+        hidden = run.show_vector("classifier.hidden.activation", _product(self.hidden, pooled, run))
         logits = _product(self.output, hidden, run)
         if tap is not None:
             logits = tap("classifier", logits)
         if state is None:
             return logits, None
-        return logits, Held(run.new_frames, run.new_pools, state.count + run.frames)
+        return logits, StreamState(run.new_frames, run.new_pools, state.count + run.frames)
 
     def quantise(self) -> None:
         """Compute the large 1 x 1 convolutions with 8-bit weights and activations from now on.
@@ -365,7 +366,7 @@ class FastMoViNet(InferenceNetwork):
             names.append(layer.name)
         return [*names, "head.activation", "pool", "classifier.hidden.activation", "classifier"]
 
-    def _pool(self, x: Tensor, run: Pass) -> Tensor:
+    def _pool(self, x: Tensor, run: Run) -> Tensor:
         total = x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))
         if run.frames > 1:
             total = total.unflatten(0, (-1, run.batch)).sum(0)
@@ -417,7 +418,7 @@ class FastMoViNet(InferenceNetwork):
         return torch.cat(rates), torch.cat(sines), [len(rate) for rate in rates]
 
 
-def _product(block: Pointwise, x: Tensor, run: Pass) -> Tensor:
+def _product(block: Pointwise, x: Tensor, run: Run) -> Tensor:
     if run.kernels is not None and run.kernels.takes_vector(block, x):
         return run.kernels.compute_vector(block, x)
     found: Tensor = block(x)
@@ -427,6 +428,6 @@ def _product(block: Pointwise, x: Tensor, run: Pass) -> Tensor:
 def _prepare_again(network: FastMoViNet, _keys: Any = None) -> None:
     # What is inside first.
     for module in reversed(list(network.modules())):
-        if isinstance(module, Part):
+        if isinstance(module, FoldedModule):
             module.prepare()
     network.prepare()

@@ -21,7 +21,7 @@ from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER, State
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class StreamState:
     """A stream's state in the optimised network's own form. Never changed in place.
 
     Attributes:
@@ -36,11 +36,31 @@ class Held:
     pools: dict[str, Tensor]
     count: Tensor
 
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> StreamState:
+        """Return a public state, of either network, in the optimised networks' form.
+
+        Args:
+            state: as `MoViNet.init_state` describes it.
+            dtype: of the frames, and in which sums are kept if that is float32 or wider; by default
+                what they are.
+        """
+        frames: dict[str, tuple[Tensor, ...]] = {}
+        pools: dict[str, Tensor] = {}
+        for key, value in state.items():
+            name, _, kind = key.rpartition(".")
+            if kind == STREAM_BUFFER:
+                frames[name] = value.to(dtype).permute(2, 0, 3, 4, 1).contiguous().unbind(0)
+            elif kind == POOL_BUFFER:
+                pool = value[:, :, 0, 0, 0]
+                pools[name] = pool if dtype is None else pool.to(at_least_float32(dtype))
+        return cls(frames, pools, state[FRAME_COUNT])
+
     def public(self) -> State:
         """Return the state under the names and shapes that `MoViNet.init_state` gives.
 
         All tensors are new. The stream buffers are laid out with their channels together, which
-        `hold` takes back without copying.
+        `of` takes back without copying.
         """
         state: State = {}
         for name, frames in self.frames.items():
@@ -51,14 +71,14 @@ class Held:
         state[FRAME_COUNT] = self.count.clone()
         return state
 
-    def apply(self, fn: Callable[[Tensor], Tensor]) -> Held:
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> StreamState:
         """Return the state after ``.to()`` or the like; sums stay float32 or wider."""
         pools = {}
         for name, pool in self.pools.items():
             moved = fn(pool)
             pools[name] = pool.to(moved.device, at_least_float32(moved.dtype))
         frames = {name: tuple(map(fn, held)) for name, held in self.frames.items()}
-        return Held(frames, pools, fn(self.count))
+        return StreamState(frames, pools, fn(self.count))
 
     def flat(self) -> list[Tensor]:
         """Return all tensors in one order: frames, pools, count."""
@@ -66,29 +86,9 @@ class Held:
         return [*frames, *self.pools.values(), self.count]
 
 
-def hold(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Held:
-    """Return a public state, of either network, in the optimised network's form.
-
-    Args:
-        state: as `MoViNet.init_state` describes it.
-        dtype: of the frames, and in which sums are kept if that is float32 or wider; by default
-            what they are.
-    """
-    frames: dict[str, tuple[Tensor, ...]] = {}
-    pools: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name, _, kind = key.rpartition(".")
-        if kind == STREAM_BUFFER:
-            frames[name] = value.to(dtype).permute(2, 0, 3, 4, 1).contiguous().unbind(0)
-        elif kind == POOL_BUFFER:
-            pool = value[:, :, 0, 0, 0]
-            pools[name] = pool if dtype is None else pool.to(at_least_float32(dtype))
-    return Held(frames, pools, state[FRAME_COUNT])
-
-
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """The order of a state's tensors in `Held.flat`.
+class StateLayout:
+    """The order of a state's tensors in `StreamState.flat`.
 
     Attributes:
         frames: layer -> how many frames it holds.
@@ -99,29 +99,29 @@ class Layout:
     pools: tuple[str, ...]
 
     @classmethod
-    def of(cls, state: Held) -> Layout:
+    def of(cls, state: StreamState) -> StateLayout:
         """Return the layout of a state."""
         return cls(
             tuple((name, len(frames)) for name, frames in state.frames.items()),
             tuple(state.pools),
         )
 
-    def apart(self, flat: Sequence[Tensor]) -> Held:
-        """Return the state whose `Held.flat` is `flat`, its parts found."""
+    def unflatten(self, flat: Sequence[Tensor]) -> StreamState:
+        """Return the state whose `StreamState.flat` is `flat`, its parts found."""
         rest = iter(flat)
         frames = {name: tuple(next(rest) for _ in range(n)) for name, n in self.frames}
         pools = {name: next(rest) for name in self.pools}
-        return Held(frames, pools, next(rest))
+        return StreamState(frames, pools, next(rest))
 
-    def held(self, flat: Sequence[Tensor]) -> Held:
+    def lazily(self, flat: Sequence[Tensor]) -> StreamState:
         """Return the same, its parts to be found when somebody asks for them."""
-        return _Flat(self, flat)
+        return _FlatState(self, flat)
 
-    def moved_on(self, new: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    def advance(self, new: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
         """Return a function that takes a state's tensors from one clip to the next.
 
-        It makes, of `Held.flat` before the clip and then what is new after it (the newest frames
-        of each layer, oldest first, the pools, the count), `Held.flat` after the clip.
+        It makes, of `StreamState.flat` before the clip and then what is new after it (the newest
+        frames of each layer, oldest first, the pools, the count), `StreamState.flat` after it.
 
         Args:
             new: frames in the clip; a layer with fewer has only so many new ones.
@@ -141,19 +141,19 @@ class Layout:
         return operator.itemgetter(*order)
 
 
-class _Flat(Held):
+class _FlatState(StreamState):
     """A state as its tensors in order, taken apart when somebody asks for its parts."""
 
-    def __init__(self, layout: Layout, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, layout: StateLayout, tensors: Sequence[Tensor]) -> None:
         object.__setattr__(self, "_layout", layout)
         object.__setattr__(self, "_tensors", list(tensors))
 
-    _layout: Layout
+    _layout: StateLayout
     _tensors: list[Tensor]
 
     @functools.cached_property
-    def _parts(self) -> Held:
-        return self._layout.apart(self._tensors)
+    def _parts(self) -> StreamState:
+        return self._layout.unflatten(self._tensors)
 
     @property
     def frames(self) -> dict[str, tuple[Tensor, ...]]:

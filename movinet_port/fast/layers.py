@@ -11,7 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,9 @@ from torch.nn import functional as F
 from movinet_port.fast import extension
 from movinet_port.fast.extension import ClipKernel, FrameKernel, MatrixKernel, StemKernel
 from movinet_port.fast.fold import FoldedConv, FoldedGate, FoldedLayer, Matrix
-from movinet_port.fast.state import Held
+from movinet_port.fast.run import Run
 from movinet_port.layers import legacy_padding, same_padding
 from movinet_port.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from movinet_port.fast.native import Kernels
-
-# Called with the canonical name of an activation and its value in the readable network's shape;
-# returns the value to go on with.
-Tap: TypeAlias = Callable[[str, Tensor], Tensor]
 
 
 def hard_swish(x: Tensor) -> Tensor:
@@ -68,9 +61,6 @@ STRIP_BYTES = 640 << 10
 # The most that a piece of a clip's expanded frames takes.
 CACHED_BYTES = 8 << 20
 
-# The most that is kept of each piece of memory from one clip to the next.
-ROOM_BYTES = 64 << 20
-
 # What the functions of `torch.nn.functional` call. A single frame has 60 activations, so small that
 # the functions around them count.
 _IN_PLACE: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
@@ -99,127 +89,18 @@ def activate(activation: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> 
 _FUSED = {"hard_swish": "hardswish", "relu": "relu"}
 
 
-class Room:
-    """Memory to compute a clip in, kept for the next one.
-
-    The system clears fresh memory page by page when it is first touched, which takes as long as a
-    convolution does.
-    """
-
-    def __init__(self) -> None:
-        _keep_heap()
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return memory whose content is whatever was left in it.
-
-        Args:
-            name: what it is for. Whoever takes it next under this name writes it over.
-            like: a tensor of the same type.
-            shape: of what is returned.
-        """
-        size = math.prod(shape)
-        if size * like.element_size() > ROOM_BYTES:
-            return like.new_empty(shape)
-        kept = self._kept.get(name)
-        if kept is None or kept.numel() < size or kept.dtype != like.dtype:
-            kept = self._kept[name] = like.new_empty(size)
-        return kept[:size].view(*shape)
-
-
-@functools.cache
-def _keep_heap() -> None:
-    """Have malloc keep what is given back to it, for results that cannot be given memory.
-
-    glibc keeps twice the largest block that it was ever given back, of those up to 32 MiB.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
-
-
-class Pass:
-    """One run of the network: what all layers need to know of it, and what they leave behind.
-
-    Args:
-        batch, frames: of the clip.
-        state: of a stream, or None for a base network.
-        dtype: in which sums over a video are kept.
-        tap: see `Tap`; None for nobody watching.
-        room: where to compute; by default in fresh memory.
-        kernels: compute what they take, in a package.
-        turned: whether frames are turned by 180 degrees between layers.
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        frames: int,
-        state: Held | None,
-        dtype: torch.dtype,
-        tap: Tap | None = None,
-        room: Room | None = None,
-        kernels: Kernels | None = None,
-        turned: bool = False,
-    ) -> None:
-        self.room = room or Room()
-        # One frame of one video.
-        self.alone = batch == frames == 1 and state is not None
-        self.turned = turned
-        self.kernels = kernels
-        self.traced = torch.compiler.is_compiling()
-        self.batch = batch
-        self.frames = frames
-        self.state = state
-        self.dtype = dtype
-        self.tap = tap
-        self.new_frames: dict[str, tuple[Tensor, ...]] = {}
-        self.new_pools: dict[str, Tensor] = {}
-        self.waves: dict[str, Tensor] = {}
-        if state is not None:
-            # (frames, batch, 1): one over the number of frames seen, after each frame.
-            seen = state.count
-            if frames == 1:
-                seen = (seen + 1)[None, :, None]
-            else:
-                steps = torch.arange(1, frames + 1, device=seen.device)
-                seen = (seen[None, :] + steps[:, None])[:, :, None]
-            self.part = seen.to(dtype).reciprocal()
-            self.part_now = self.part[-1]
-
-    def see(self, name: str, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Show an activation to who watches, (frames * batch, height, width, channels)."""
-        if self.tap is None:
-            return x
-        value = x if offset is None else x + offset
-        if self.turned:
-            value = value.flip(1, 2)
-        apart = value.unflatten(0, (-1, self.batch)).permute(1, 4, 0, 2, 3)
-        replaced = self.tap(name, apart)
-        if replaced is apart:
-            return x
-        x = replaced.permute(2, 0, 3, 4, 1).flatten(0, 1).contiguous()
-        if self.turned:
-            x = x.flip(1, 2)
-        return x if offset is None else x - offset
-
-    def see_vector(self, name: str, x: Tensor) -> Tensor:
-        """Show (frames * batch, channels), or (batch, channels)."""
-        if self.tap is None:
-            return x
-        return self.see(name, x[:, None, None, :])[:, 0, 0, :]
-
-
 # Without VNNI two products of 8-bit numbers are added up in 16 bits, which they may exceed: then
 # activations are quantised to 7 bits.
 _SATURATES = not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
 
-# Attributes that `Part.prepare` makes.
+# Attributes that `FoldedModule.prepare` makes.
 _DERIVED = (
     *("packed", "laid_out", "layouts", "volumes", "unpadded", "matrices", "steps"),
     *("product", "stem_kernel", "clip_kernel", "frame_kernel"),
 )
 
 
-class Part(nn.Module):
+class FoldedModule(nn.Module):
     """A piece of the network whose tensors are buffers, and plain attributes to compute with.
 
     Finding a buffer through `torch.nn.Module` takes as long as a small operation does.
@@ -241,13 +122,13 @@ class Part(nn.Module):
         super().__setstate__(state)
         self.prepare()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Part:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FoldedModule:
         super()._apply(fn, recurse)
         self.prepare()
         return self
 
 
-class Pointwise(Part):
+class Pointwise(FoldedModule):
     """A 1 x 1 convolution, and the activation right behind it."""
 
     def __init__(self, matrix: Matrix, activation: str | None = None) -> None:
@@ -316,7 +197,7 @@ def _quantise(weight: Tensor, bias: Tensor | None) -> Any:
 _Spatial: TypeAlias = tuple[list[Tensor], bool, tuple[int, int]]
 
 
-class StreamConv(Part):
+class StreamConv(FoldedModule):
     """A convolution over space and, split off or not, over frames."""
 
     def __init__(self, name: str, key: str, folded: FoldedConv, spec: ModelSpec) -> None:
@@ -360,7 +241,7 @@ class StreamConv(Part):
         self.unpadded: Tensor | None = None
         self.stem_kernel = extension.kernel(StemKernel, self)
 
-    def forward(self, x: Tensor, run: Pass) -> Tensor:
+    def forward(self, x: Tensor, run: Run) -> Tensor:
         """Return the activations of the clip; the frames for the next one go to `run`.
 
         Args:
@@ -369,29 +250,29 @@ class StreamConv(Part):
         """
         if not self.splits:
             x = self._spatial(self._windows(x, run), run)
-            return x if run.tap is None else run.see(f"{self.name}.activation", x)
+            return x if run.tap is None else run.show(f"{self.name}.activation", x)
         x = self._spatial([(x, 0)], run)
         if run.tap is not None:
-            x = run.see(f"{self.name}.activation", x)
+            x = run.show(f"{self.name}.activation", x)
         return self.over_time(x, run)
 
-    def of_video(self, x: Tensor, run: Pass) -> Tensor:
+    def of_video(self, x: Tensor, run: Run) -> Tensor:
         """Return what `forward` does, of frames as they come: not turned, channels apart."""
         if self.stem_kernel is not None and extension.takes(x) and not run.traced:
-            x = self.stem_kernel(x, run.room)
-            return x if run.tap is None else run.see(f"{self.name}.activation", x)
+            x = self.stem_kernel(x, run.workspace)
+            return x if run.tap is None else run.show(f"{self.name}.activation", x)
         if self.splits or self.groups * self.taps > 1 or len(x) == 1 or not fuses(x):
             return self.forward(x.flip(1, 2) if self.turned else x, run)
         x = self._frame_by_frame(x, run)
-        return x if run.tap is None else run.see(f"{self.name}.activation", x)
+        return x if run.tap is None else run.show(f"{self.name}.activation", x)
 
-    def over_time(self, x: Tensor, run: Pass) -> Tensor:
+    def over_time(self, x: Tensor, run: Run) -> Tensor:
         """Return the split-off temporal convolution's activations; all else as in `forward`."""
         x = self.activation(self._temporal(self._windows(x, run), run))
-        return x if run.tap is None else run.see(f"{self.name}.temporal_activation", x)
+        return x if run.tap is None else run.show(f"{self.name}.temporal_activation", x)
 
     def in_pieces(
-        self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass, size: int
+        self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Run, size: int
     ) -> tuple[Tensor, Tensor | None]:
         """Expand and convolve a whole clip, so many frames at a time that they stay in a cache.
 
@@ -417,7 +298,7 @@ class StreamConv(Part):
             y = in_place(self.activation)(mixed.flatten(0, 1).contiguous())
             return y, None if self.splits else y.flatten(1, 2).mean(1, dtype=run.dtype)
         clip = (frames, batch, *self.out_size(*x.shape[1:3]), self.spatial_out)
-        y = run.room.take("mixed", x, clip)
+        y = run.workspace.take("mixed", x, clip)
         means = []
         unfinished: Tensor | None = None
         finished = 0
@@ -441,7 +322,7 @@ class StreamConv(Part):
                 unfinished = part[last - first :] - self.constant
         return y.flatten(0, 1), torch.cat(means) if means else None
 
-    def _over_frames(self, x: Tensor, run: Pass, padding: int) -> Tensor:
+    def _over_frames(self, x: Tensor, run: Run, padding: int) -> Tensor:
         """Convolve over space and frames.
 
         Args:
@@ -480,7 +361,7 @@ class StreamConv(Part):
             self._accumulate(part, seen, kernel, packed, around)
         return y.unflatten(0, (-1, run.batch))
 
-    def _frame_by_frame(self, x: Tensor, run: Pass) -> Tensor:
+    def _frame_by_frame(self, x: Tensor, run: Run) -> Tensor:
         """Convolve frames of a video, whose channels are apart, some at a time.
 
         oneDNN wants channels together. That copy pads too, so the kernel need not grow.
@@ -493,7 +374,7 @@ class StreamConv(Part):
         inside = piece[:, top : top + height, left : left + width]
         if self.unpadded is None:
             self.unpadded = pack(self.kernels[0], self.stride, self.groups)
-        y = run.room.take("stem", x, (len(x), *self.out_size(height, width), self.spatial_out))
+        y = run.workspace.take("stem", x, (len(x), *self.out_size(height, width), self.spatial_out))
         for seen, out in zip(x.split(size), y.split(size), strict=True):
             inside[: len(seen)].copy_(seen.flip(1, 2) if self.turned else seen)
             found = torch.ops.mkldnn._convolution_pointwise(
@@ -511,7 +392,7 @@ class StreamConv(Part):
             activate(self.activation, found.permute(0, 2, 3, 1), out)
         return y
 
-    def _windows(self, x: Tensor, run: Pass) -> list[tuple[Tensor, int]]:
+    def _windows(self, x: Tensor, run: Run) -> list[tuple[Tensor, int]]:
         """Return for each temporal tap the frames it reads, and the first frame it reads them for.
 
         Frames outside the video are in no window, because they add nothing.
@@ -540,12 +421,12 @@ class StreamConv(Part):
             windows.append((part, start * batch))
         return windows
 
-    def _full(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> int:
+    def _full(self, windows: Sequence[tuple[Tensor, int]], run: Run) -> int:
         """Return a tap that reads something for every frame."""
         rows = run.frames * run.batch
         return next(tap for tap, (x, _) in enumerate(windows) if x.shape[0] == rows)
 
-    def _spatial(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
+    def _spatial(self, windows: Sequence[tuple[Tensor, int]], run: Run) -> Tensor:
         """Return the activation of what all taps add up to."""
         if run.traced:
             return self._traced(windows)
@@ -606,7 +487,7 @@ class StreamConv(Part):
         else:
             sums += F.conv2d(planes, kernel, None, self.stride, padding, 1, self.groups)
 
-    def in_strips(self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Pass) -> Tensor:
+    def in_strips(self, x: Tensor, expand: Callable[[Tensor], Tensor], run: Run) -> Tensor:
         """Expand and convolve one frame for a compiler, strip by strip.
 
         Args:
@@ -734,7 +615,7 @@ class StreamConv(Part):
         left, right = same_padding(width, self.kernel[1], self.stride[1])
         return ((bottom, top), (right, left)) if self.turned else ((top, bottom), (left, right))
 
-    def _temporal(self, windows: Sequence[tuple[Tensor, int]], run: Pass) -> Tensor:
+    def _temporal(self, windows: Sequence[tuple[Tensor, int]], run: Run) -> Tensor:
         full = self._full(windows, run)
         x = windows[full][0]
         taps = self.temporal_taps
@@ -790,7 +671,7 @@ def pack(kernel: Tensor, stride: tuple[int, ...], groups: int) -> Tensor:
     return packed
 
 
-class Gate(Part):
+class Gate(FoldedModule):
     """A squeeze-excitation up to its gate."""
 
     def __init__(self, layer: str, folded: FoldedGate, spec: ModelSpec) -> None:
@@ -811,7 +692,7 @@ class Gate(Part):
         self.scale = self._buffers["encoding"]
         self.matrices = (self.reduce.forward, self.expand.forward)
 
-    def forward(self, x: Tensor, run: Pass, means: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, run: Run, means: Tensor | None = None) -> Tensor:
         """Return the gates: (frames * batch, channels), or (batch, channels) for all frames.
 
         Args:
@@ -829,13 +710,13 @@ class Gate(Part):
             means = x.view(frames, -1, x.shape[1]).mean(1, dtype=dtype)
         narrow = x.dtype != dtype
         if self.spatial and (narrow or run.tap is not None):
-            spatial = run.see_vector(f"{self.name}.spatial_pool", means.to(x.dtype))
+            spatial = run.show_vector(f"{self.name}.spatial_pool", means.to(x.dtype))
             means = spatial.to(dtype)
         value = means
         if self.whole:
             value = self._over_time(means, run)
             if narrow or run.tap is not None:
-                value = run.see_vector(f"{self.name}.temporal_pool", value.to(x.dtype)).to(dtype)
+                value = run.show_vector(f"{self.name}.temporal_pool", value.to(x.dtype)).to(dtype)
             if self.spatial:
                 if value.shape[0] != frames:
                     value = value.repeat(run.frames, 1)
@@ -844,17 +725,17 @@ class Gate(Part):
             value = value.to(x.dtype)
         if self.scale is not None:
             value = value + run.waves[self.layer]
-            value = run.see_vector(f"{self.name}.positional_encoding", value)
+            value = run.show_vector(f"{self.name}.positional_encoding", value)
         reduce, expand = self.matrices
         if run.tap is None:
             gate = expand(reduce(value))
         else:
-            hidden = run.see_vector(f"{self.name}.reduce.activation", reduce(value))
+            hidden = run.show_vector(f"{self.name}.reduce.activation", reduce(value))
             gate = expand(hidden)
         gate = gate.sigmoid_() if self.limit is None else gate.clamp_(0.0, self.limit)
-        return run.see_vector(f"{self.name}.expand.activation", gate)
+        return run.show_vector(f"{self.name}.expand.activation", gate)
 
-    def _over_time(self, means: Tensor, run: Pass) -> Tensor:
+    def _over_time(self, means: Tensor, run: Run) -> Tensor:
         if not self.causal:
             return means if run.frames == 1 else means.unflatten(0, (-1, run.batch)).mean(0)
         assert run.state is not None
@@ -867,7 +748,7 @@ class Gate(Part):
         return (totals * run.part).flatten(0, 1)
 
 
-class Layer(Part):
+class Layer(FoldedModule):
     """A bottleneck."""
 
     def __init__(
@@ -900,7 +781,7 @@ class Layer(Part):
         self.clip_kernel = extension.kernel(ClipKernel, self)
         self.frame_kernel = extension.kernel(FrameKernel, self)
 
-    def forward(self, x: Tensor, run: Pass) -> Tensor:
+    def forward(self, x: Tensor, run: Run) -> Tensor:
         """Return the output less `offset`; `x`, the input less its own, is overwritten.
 
         Args:
@@ -926,7 +807,7 @@ class Layer(Part):
         else:
             hidden = expand(x.view(-1, x.shape[3])).view(*x.shape[:3], -1)
             if run.tap is not None:
-                hidden = run.see(f"{self.name}.expansion.activation", hidden)
+                hidden = run.show(f"{self.name}.expansion.activation", hidden)
             hidden = depthwise(hidden, run)
         shape = hidden.shape
         hidden = hidden.view(-1, shape[3])
@@ -935,7 +816,7 @@ class Layer(Part):
         gate = None if gate_of is None else gate_of(hidden, run, means)
         if self.project.product is not None and not run.traced:
             y = self.project.product.add(hidden, gate, rows, run).view(*shape[:3], -1)
-            return y if run.tap is None else run.see(self.name, y, self.offset)
+            return y if run.tap is None else run.show(self.name, y, self.offset)
         if gate is not None:
             if run.traced and gate.shape[0] == 1:
                 hidden = hidden * gate
@@ -955,9 +836,9 @@ class Layer(Part):
         else:
             y = rows.addmm_(hidden, weight.t())
         y = y.view(*shape[:3], -1)
-        return y if run.tap is None else run.see(self.name, y, self.offset)
+        return y if run.tap is None else run.show(self.name, y, self.offset)
 
-    def _residual(self, x: Tensor, run: Pass) -> Tensor:
+    def _residual(self, x: Tensor, run: Run) -> Tensor:
         """Return what the projection is added to, (frames * batch * pixels, out channels).
 
         It may be written over: it is `x`, or it is new.
@@ -966,19 +847,19 @@ class Layer(Part):
             if self.pools:
                 x = average_pool(x, run.turned)
                 if run.tap is not None:
-                    x = run.see(f"{self.name}.skip.pool", x, self.offset_before)
+                    x = run.show(f"{self.name}.skip.pool", x, self.offset_before)
             found: Tensor = self.skip.forward(x.view(-1, x.shape[3]))
             return found
         return x.view(-1, x.shape[3])
 
-    def _strips(self, x: Tensor, run: Pass) -> bool:
+    def _strips(self, x: Tensor, run: Run) -> bool:
         """Whether a compiler is given a frame in strips."""
         if not run.traced or x.shape[0] > 1:
             return False
         conv = self.depthwise
         return (conv.splits or conv.taps == 1) and conv.expanded_bytes(x) > STRIP_BYTES
 
-    def _piece(self, x: Tensor, run: Pass) -> int | None:
+    def _piece(self, x: Tensor, run: Run) -> int | None:
         """Return how many frames of a clip to take at once, or None if not in pieces."""
         if run.frames == 1 or run.tap is not None or run.traced or x.device.type != "cpu":
             return None

@@ -189,7 +189,7 @@ class Peers:
         self._command("compile", output=path)
 
     def _command(self, name: str, *arguments: str, output: Path) -> None:
-        code = "import sys; from movinet_port.cli import main; sys.exit(main())"
+        code = "import sys; from movinet_port.command_line.cli import main; sys.exit(main())"
         shape = ("--frames", "1", "--size", str(self.size))
         files = ("--weights", str(self.weights), "-o", str(output))
         command = [sys.executable, "-c", code, name, *arguments, *shape, *files]

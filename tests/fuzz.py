@@ -32,7 +32,7 @@ from click.testing import CliRunner
 from converters import convert
 from converters.tensorflow import import_tensorflow
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, StemSpec, load_checkpoint
-from movinet_port.cli import main as movinet_port_cli
+from movinet_port.command_line.cli import main as movinet_port_cli
 from movinet_port.errors import MovinetPortError
 
 DATA = Path(__file__).parent / "data"

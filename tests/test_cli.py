@@ -24,7 +24,7 @@ import converters
 import movinet_port
 import weights
 from converters.verify import Verification
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parents[1]
@@ -554,7 +554,7 @@ def test_killed_while_writing_leaves_the_older_output(model: Path) -> None:
         "    open(path, 'wb').write(b'half of it')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "torch.save = save\n"
-        "from movinet_port.cli import main\n"
+        "from movinet_port.command_line.cli import main\n"
         "main()\n"
     )
     arguments = ["convert", "--no-verify", "--hub-url", str(model), "-o", "mini.pt"]
@@ -590,7 +590,7 @@ def test_pipe_gets_the_summary_and_not_a_word_of_tensorflows(
     hub: HubServer, tmp_path: Path
 ) -> None:
     handle = hub.publish("/tensorflow/movinet/mini/base/1", BASE.read_bytes())
-    command = [sys.executable, "-m", "movinet_port.cli", "convert", "--hub-url", handle]
+    command = [sys.executable, "-m", "movinet_port.command_line", "convert", "--hub-url", handle]
     ended = subprocess.run(
         command,
         capture_output=True,
@@ -606,7 +606,7 @@ def test_pipe_gets_the_summary_and_not_a_word_of_tensorflows(
 
 
 def test_verbose_lets_tensorflow_speak() -> None:
-    command = [sys.executable, "-m", "movinet_port.cli", "convert", "-v", "--no-verify"]
+    command = [sys.executable, "-m", "movinet_port.command_line", "convert", "-v", "--no-verify"]
     ended = subprocess.run(
         [*command, "--hub-url", str(BASE)], capture_output=True, text=True, env=environment()
     )
@@ -686,7 +686,7 @@ def test_list_in_a_pipe_cuts_nothing(run: Callable[..., Outcome]) -> None:
     ],
 )
 def test_standard_output_may_be_full_or_closed(redirection: str, code: int, err: str) -> None:
-    command = f"{sys.executable} -m movinet_port.cli list {redirection}"
+    command = f"{sys.executable} -m movinet_port.command_line list {redirection}"
     ended = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment())
     assert (ended.returncode, ended.stderr) == (code, err)
 

@@ -32,7 +32,7 @@ from converters.containers.checkpoint import object_paths
 from converters.convert import _convert_opened
 from converters.fetch import Source, SourceError
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, StemSpec
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 from movinet_port.errors import MovinetPortError
 from movinet_port.variants import get_spec
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import movinet_port
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 from movinet_port.inputs import InputFormat
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,7 +20,7 @@ from converters import convert
 from converters.errors import ConversionError
 from converters.to_tensorflow import export_to_tensorflow
 from movinet_port import Checkpoint, MoViNet, load_checkpoint, save
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 from movinet_port.errors import MismatchError
 from movinet_port.export import ClipShape, ExportError, export_checkpoint, onnx_graph, targets
 

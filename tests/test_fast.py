@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
 from movinet_port.fast import FastMoViNet, extension, graph, kernels, layers, network
 from movinet_port.fast import frame as frame_plan

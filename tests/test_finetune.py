@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from movinet_port import MoViNet, load_checkpoint, save
 from movinet_port.checkpoint import Checkpoint
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 from movinet_port.errors import MovinetPortError
 from movinet_port.inputs import InputFormat
 

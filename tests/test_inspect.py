@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from test_containers import keys_of
 
 from converters.containers.checkpoint import read_variables
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 
 DATA = Path(__file__).parent / "data"
 SAMPLE = Path(__file__).resolve().parent.parent / "weights/samples/movinet_mini_stream.tar.gz"

@@ -26,6 +26,7 @@ from benchmarks import diagnosis as bench
 from benchmarks.faults import Around
 from movinet_port import MoViNet, save
 from movinet_port.checkpoint import Checkpoint
+from movinet_port.command_line.parity import parity as command
 from parity import (
     ComparisonError,
     FunctionReference,
@@ -36,7 +37,6 @@ from parity import (
     compare,
     save_reference,
 )
-from parity.cli import parity as command
 from parity.compare import split_clip
 from parity.report import MISMATCH, SUSPECT, Diagnosis, status_of
 from parity.taps import model_taps

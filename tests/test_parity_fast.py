@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from benchmarks import diagnosis as bench
 from benchmarks.parity import forgetful
 from movinet_port import optimize
+from movinet_port.command_line.parity import parity as command
 from movinet_port.errors import StateError
 from movinet_port.fast.aot import compile_package
 from movinet_port.fast.optimize import fold_network
 from parity import ComparisonError, compare
-from parity.cli import parity as command
 from parity.optimised import Optimised
 from parity.taps import INPUT, model_taps
 

@@ -19,7 +19,7 @@ from hub_server import Answer, HubServer
 import movinet_port
 import weights
 from movinet_port import Checkpoint, MoViNet, MovinetPortError
-from movinet_port.cli import main
+from movinet_port.command_line.cli import main
 from movinet_port.drawing import History
 from movinet_port.ensemble import Ensemble, EnsembleError, create_ensemble
 from movinet_port.inputs import InputFormat, published_input
@@ -502,7 +502,8 @@ def test_a_missing_package_names_its_extra(
 def test_ctrl_c_ends_a_camera_with_what_was_seen(files: Any, tmp_path: Path) -> None:
     # A picture without an end, at its own pace, in place of a camera.
     program = (
-        "import sys; from movinet_port import video; from movinet_port.cli import main;"
+        "import sys; from movinet_port import video;"
+        "from movinet_port.command_line.cli import main;"
         "video._CAMERAS['linux'] = ('lavfi', 'testsrc=size=64x48:rate=10,realtime');"
         "main(sys.argv[1:])"
     )

@@ -10,6 +10,7 @@ import click
 
 from converters import to_tensorflow
 from movinet_port.checkpoint import Checkpoint, load_checkpoint
+from movinet_port.command_line import summaries
 from movinet_port.errors import MovinetPortError
 from movinet_port.export import TARGETS, ClipShape, ExportError, export_checkpoint
 from movinet_port.progress import show_progress
@@ -124,7 +125,6 @@ def _to_tensorflow(
     verify: bool,
     progress: Callable[[str], None],
 ) -> Iterator[tuple[str, str]]:
-    from converters import summary
     from converters.tensorflow import import_tensorflow, quiet
 
     with quiet():
@@ -135,6 +135,6 @@ def _to_tensorflow(
     yield "written", output
     yield "variables", f"{exported.variables}, read back bit for bit"
     if exported.verification is not None:
-        yield from summary.verification_rows(exported.verification)
+        yield from summaries.verification_rows(exported.verification)
     for note in exported.notes:
         yield "restoring", note

@@ -19,20 +19,21 @@ from rich.table import Table
 
 import movinet_port
 from movinet_port.checkpoint import SAFETENSORS
-from movinet_port.commands.compile import compile_command
-from movinet_port.commands.completion import completion
-from movinet_port.commands.demo import demo
-from movinet_port.commands.examples import add_examples
-from movinet_port.commands.export import export
-from movinet_port.commands.finetune import finetune
-from movinet_port.commands.predict import predict
+from movinet_port.command_line import summaries
+from movinet_port.command_line.compile import compile_command
+from movinet_port.command_line.completion import completion
+from movinet_port.command_line.demo import demo
+from movinet_port.command_line.examples import add_examples
+from movinet_port.command_line.export import export
+from movinet_port.command_line.finetune import finetune
+from movinet_port.command_line.parity import parity
+from movinet_port.command_line.predict import predict
 from movinet_port.errors import MismatchError, MovinetPortError, nearest, one_line, printable
 from movinet_port.files import whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, CausalPadding, ConvType, Gate
 from movinet_port.variants import list_models
-from parity.cli import parity
 
 MISMATCH = 1
 USER_ERROR = 2
@@ -192,7 +193,7 @@ def convert(
     Exit code 0: converted. 1: the logits differ, nothing was written. 2: the source or the
     output cannot be used.
     """
-    from converters import convert_source, summary
+    from converters import convert_source
     from converters.tensorflow import import_tensorflow, quiet
 
     given = {
@@ -229,12 +230,12 @@ def convert(
             _check_output(output, suffix, source)
         progress(f"writing {output}")
         movinet_port.save(checkpoint, output)
-    rows = summary.identity_rows(conversion)
-    rows += summary.deviation_rows(conversion, evidence=False)
-    rows += summary.assumption_rows(conversion)
+    rows = summaries.identity_rows(conversion)
+    rows += summaries.deviation_rows(conversion, evidence=False)
+    rows += summaries.assumption_rows(conversion)
     rows.append(("written", output))
     if conversion.verification is not None:
-        rows += summary.verification_rows(conversion.verification)
+        rows += summaries.verification_rows(conversion.verification)
     else:
         rows.append(("compared", "no: --no-verify" if no_verify else "no: it has no graph"))
     _print_rows(rows)
@@ -334,7 +335,7 @@ def inspect(sources: tuple[str, ...], verbose: bool) -> None:
 
     SOURCE is what convert's --hub-url takes.
     """
-    from converters import convert_source, summary
+    from converters import convert_source
     from converters.inspect import difference
     from converters.tensorflow import import_tensorflow, quiet
 
@@ -345,13 +346,13 @@ def inspect(sources: tuple[str, ...], verbose: bool) -> None:
         found = [convert_source(s, verify=False, progress=progress) for s in sources]
     for conversion in found:
         _print_rows(
-            summary.identity_rows(conversion)
-            + summary.deviation_rows(conversion, evidence=True)
-            + summary.assumption_rows(conversion)
+            summaries.identity_rows(conversion)
+            + summaries.deviation_rows(conversion, evidence=True)
+            + summaries.assumption_rows(conversion)
         )
         click.echo()
     if len(found) == 2:
-        _print_rows(summary.difference_rows(difference(*found)))
+        _print_rows(summaries.difference_rows(difference(*found)))
 
 
 @main.command(name="list")
@@ -401,7 +402,3 @@ main.add_command(demo)
 main.add_command(completion)
 main.add_command(compile_command)
 add_examples(main)
-
-
-if __name__ == "__main__":
-    main()

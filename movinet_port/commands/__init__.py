@@ -1,1 +1,0 @@
-"""The subcommands that have a module of their own."""

@@ -26,8 +26,7 @@ import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.command_line.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, extension, graph, kernels, layers, network
-from movinet_port.fast import frame as frame_plan
+from movinet_port.fast import FastMoViNet, extension, graph, kernels, layers
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.optimize import fold_network
@@ -125,22 +124,6 @@ def test_either_network_goes_on_from_the_states_of_the_other(
         assert (value.shape, value.dtype) == (alone[name].shape, alone[name].dtype)
 
 
-@pytest.mark.usefixtures("operations")
-@pytest.mark.parametrize("changes", STREAM, ids=_name)
-def test_single_frames_are_made_ready_for_where_frames_meet_in_depthwise_convolutions_only(
-    build: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fast = optimize(build(**changes))
-    computed = []
-    compute = type(fast).compute
-    monkeypatch.setattr(
-        type(fast), "compute", lambda *a, **how: computed.append(1) or compute(*a, **how)
-    )
-    watch(fast, torch.rand(1, 3, 3, 20, 24), (1, 2))
-    dense = changes.get("conv_type") == "3d" or "stem" in changes
-    assert len(computed) == (2 if dense else 1)
-
-
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("clip", [1, 4])
 def test_threads_share_a_network(build: Any, clip: int) -> None:
@@ -183,12 +166,10 @@ def test_what_is_returned_stays_as_it_is(
 def test_a_frame_is_computed_with_the_present_weights_at_any_size(build: Any) -> None:
     model = build()
     fast = optimize(model)
-    # More sizes than are kept ready, and back to the first.
-    sizes = [(20, 24 + i) for i in range(network.PLANS + 1)]
+    sizes = [(20, 24 + i) for i in range(3)]
     for size in (*sizes, *sizes):
         frame = torch.rand(1, 3, 1, *size)
         assert error(*(watch(n, frame, (1,))[0] for n in (fast, model))) < ROUNDING[torch.float32]
-    assert len(fast._plans) <= network.PLANS
     copied = copy.deepcopy(fast)
     expected = watch(model.double(), frame.double(), (1,))[0]
     fast.double()
@@ -282,27 +263,6 @@ def test_a_state_on_another_device_is_refused(build: Any) -> None:
     for network_ in (model, optimize(model)):
         with pytest.raises(StateError, match="is on meta, the clip on cpu"):
             network_.step(clip, {name: value.to("meta") for name, value in state.items()})
-
-
-@pytest.mark.usefixtures("operations")
-@pytest.mark.parametrize("changes", STREAM, ids=_name)
-@pytest.mark.parametrize(("small", "large"), [(0, 10**9), (0, 0), (10**9, 0)])
-def test_single_frames_of_large_networks_give_the_same_logits(
-    build: Any,
-    changes: dict[str, Any],
-    small: int,
-    large: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # What is chosen by size in the published networks, forced on one that is quick to build.
-    monkeypatch.setattr(frame_plan, "_SMALL", small)
-    monkeypatch.setattr(frame_plan, "_LARGE", large)
-    monkeypatch.setattr(layers, "HEAVY", 1)
-    model = build(**changes)
-    fast = optimize(model)
-    with torch.no_grad():
-        for frame in torch.rand(4, 1, 3, 1, 33, 38):
-            assert error(fast(frame), model(frame)) < ROUNDING[torch.float32]
 
 
 @pytest.mark.usefixtures("operations")

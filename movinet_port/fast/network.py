@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from movinet_port.errors import SpecError, StateError
-from movinet_port.fast import extension
 from movinet_port.fast.fold import Folded
-from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv, fuses
+from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv
 from movinet_port.fast.run import Run, Tap, Workspace
 from movinet_port.fast.state import StreamState
 from movinet_port.layers import at_least_float32
@@ -25,12 +24,7 @@ from movinet_port.model import (
 from movinet_port.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from movinet_port.fast.frame import FramePlan
     from movinet_port.fast.native import Kernels
-
-# For how many sizes of single frames a network is kept ready. Each takes as much memory as the
-# weights do.
-PLANS = 2
 
 
 class InferenceNetwork(nn.Module):
@@ -190,8 +184,6 @@ class FastMoViNet(InferenceNetwork):
         self.hidden = Pointwise(folded.hidden, spec.classifier_activation)
         self.output = Pointwise(folded.output)
         self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
-        # (height, width) -> what single frames are computed with, or nothing while it is in use.
-        self._plans: dict[tuple[int, int], list[FramePlan]] = {}
         # What clips are computed in, or nothing while it is in use.
         self._workspaces: list[Workspace] = []
         self.register_load_state_dict_post_hook(_prepare_again)
@@ -201,22 +193,13 @@ class FastMoViNet(InferenceNetwork):
     def prepare(self) -> None:
         """Reach for the layers."""
         self._waves.clear()
-        self._plans.clear()
         self._workspaces.clear()
         self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
-        # What C++ computes is not to be recorded, and needs it less.
-        self._plans_frames = (
-            not extension.libraries()
-            and self.spec.causal
-            and not self.output.quantized
-            and not (self.stem.splits or self.stem.taps > 1)
-            and all(layer.depthwise.in_plane for layer in self.bottlenecks)
-        )
         self.steps = [layer.forward for layer in self.bottlenecks]
         self.weight = self.output.weight
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_workspaces": []}
+        return {**self.__dict__, "_workspaces": []}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
         super()._apply(fn, recurse)
@@ -246,9 +229,6 @@ class FastMoViNet(InferenceNetwork):
             tap: shown every activation that the algebra leaves, see `Tap`.
         """
         with torch.inference_mode():
-            alone = video.shape[0] == video.shape[2] == 1 and tap is None
-            if alone and state is not None and self._plans_frames and fuses(self.weight):
-                return self._next_frame(video, state)
             if tap is not None:
                 # Who watches may keep what is seen.
                 return self.compute(video, state, tap)
@@ -261,29 +241,6 @@ class FastMoViNet(InferenceNetwork):
                 return self.compute(video, state, workspace=workspace)
             finally:
                 self._workspaces[:] = [workspace]
-
-    def _next_frame(self, video: Tensor, state: StreamState) -> tuple[Tensor, StreamState | None]:
-        """Compute `run` for one frame of one video."""
-        from movinet_port.fast.frame import FramePlan
-
-        size = video.shape[3], video.shape[4]
-        free = self._plans.get(size)
-        if free is None:
-            if len(self._plans) >= PLANS:
-                self._plans.clear()
-            free = self._plans[size] = []
-            plan = FramePlan(self, *size)
-        else:
-            try:
-                plan = free.pop()
-            except IndexError:
-                # Another thread computes with it.
-                return self.compute(video, state)
-        video = video.to(self.weight.dtype)
-        try:
-            return plan.run(video, state, self.waves(state.count, 1, video.dtype))
-        finally:
-            free.append(plan)
 
     def compute(
         self,

@@ -21,28 +21,25 @@ import itertools
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from movinet_port.errors import MovinetPortError, StateError
-from movinet_port.fast.layers import Layer, StreamConv, average_pool
-from movinet_port.fast.network import FastMoViNet, InferenceNetwork
-from movinet_port.fast.run import Run
-from movinet_port.layers import Bottleneck, Conv, StreamConvBlock, at_least_float32, same_padding
-from movinet_port.model import MoViNet, check_video
+from movinet_port.layers import same_padding
+from movinet_port.stages import InPieces, Pieces
+from movinet_port.streams import check_video
 
 Frames = Tensor | Iterable[Tensor]
 
 
 @torch.no_grad()
 def predict_clip(
-    model: MoViNet | InferenceNetwork,
+    model: InPieces,
     frames: Frames,
     chunk: int = 8,
     *,
@@ -68,7 +65,7 @@ def predict_clip(
     * with `spill` nothing: it is written to a temporary file, whose size is the above.
 
     Args:
-        model: in evaluation mode, on any device.
+        model: readable or optimised, in evaluation mode, on any device.
         frames: (batch, 3, frames, height, width), RGB in [0, 1]; or an iterable of consecutive
             pieces of that shape, of one or more frames each, which is read once and never held
             as a whole. Pieces are moved to the network's device and dtype one by one.
@@ -91,26 +88,16 @@ def predict_clip(
         )
     if type(chunk) is not int or chunk < 1:
         raise MovinetPortError(f"predict_clip: chunk is {chunk!r}, expected a number of frames")
-    like = model.stem.conv.weight if isinstance(model, MoViNet) else model
-    moved = (piece.to(like.device, like.dtype) for piece in _checked(frames))
+    moved = (piece.to(model.device, model.dtype) for piece in _checked(frames))
     pieces = _rechunk(moved, chunk, axis=2)
     if model.spec.causal:
         return _stream(model, pieces)
     first = next(pieces)
-    network: _Network
-    if isinstance(model, MoViNet):
-        network = _Readable(model)
-    elif isinstance(model, FastMoViNet):
-        network = _Fast(model, first.shape[0])
-    else:
-        raise MovinetPortError(
-            "predict_clip: a compiled base network computes whole clips only; use "
-            "movinet_port.optimize(model), whose level is 'eager'"
-        )
+    network = model.pieces(first.shape[0])
     return _base(network, itertools.chain([first], pieces), chunk, recompute, spill)
 
 
-def _stream(model: MoViNet | InferenceNetwork, pieces: Iterator[Tensor]) -> Tensor:
+def _stream(model: InPieces, pieces: Iterator[Tensor]) -> Tensor:
     logits, state = None, None
     for piece in pieces:
         if state is None:
@@ -121,7 +108,7 @@ def _stream(model: MoViNet | InferenceNetwork, pieces: Iterator[Tensor]) -> Tens
 
 
 def _base(
-    network: _Network,
+    network: Pieces,
     pieces: Iterator[Tensor],
     chunk: int,
     recompute: bool,
@@ -141,73 +128,6 @@ def _base(
     return network.classify(total.mean())
 
 
-class _Network(Protocol):
-    """What the two networks call the parts of a base network.
-
-    Between layers a piece is (batch, channels, frames, height, width) in the readable network and
-    (frames * batch, height, width, channels) in the optimised one.
-
-    Attributes:
-        axis: of the frames.
-        batch: how many cells of that axis are one frame.
-        stem: a convolution block.
-        layers: the bottlenecks.
-    """
-
-    axis: int
-    batch: int
-    stem: Any
-    layers: Sequence[Any]
-
-    def enter(self, piece: Tensor) -> Tensor:
-        """Return a piece of the video as the stem takes it."""
-        ...
-
-    def block(self, layer: Any) -> Any:
-        """Return the layer's depthwise convolution block."""
-        ...
-
-    def taps(self, block: Any) -> int:
-        """Return how many frames the block's temporal kernel sees."""
-        ...
-
-    def before_time(self, block: Any, piece: Tensor) -> Tensor:
-        """Return what of the block comes before its temporal kernel: a split-off spatial part."""
-        ...
-
-    def over_time(self, block: Any, window: Tensor) -> Tensor:
-        """Return the rest, where the temporal kernel lies inside the window."""
-        ...
-
-    def expand(self, layer: Any, piece: Tensor) -> Tensor:
-        """Return the expansion's output."""
-        ...
-
-    def residual(self, layer: Any, piece: Tensor) -> Tensor:
-        """Return the residual branch's output."""
-        ...
-
-    def pools_clip(self, layer: Any) -> bool:
-        """Return whether the layer's squeeze-excitation pools over the clip."""
-        ...
-
-    def frame_sum(self, x: Tensor) -> Tensor:
-        """Return the sum over frames of the mean over space."""
-        ...
-
-    def narrow(self, layer: Any, wide: Tensor, total: _Total, residual: Tensor) -> Tensor:
-        """Return the layer's output, of its depthwise output; both may be overwritten."""
-        ...
-
-    def head(self, piece: Tensor) -> Tensor:
-        """Return the head's output before the pool."""
-        ...
-
-    def classify(self, mean: Tensor) -> Tensor:
-        """Return logits of the pooled head."""
-        ...
-
-
 class _Total:
     """A mean over space and over all pieces."""
 
@@ -216,7 +136,7 @@ class _Total:
         self._frames = 0
         self._dtype = torch.float32
 
-    def add(self, network: _Network, x: Tensor) -> None:
+    def add(self, network: Pieces, x: Tensor) -> None:
         part = network.frame_sum(x)
         self._sum = part if self._sum is None else self._sum + part
         self._frames += x.shape[network.axis] // network.batch
@@ -231,7 +151,7 @@ class _Total:
 
 
 def _once(
-    network: _Network, layer: Any, pieces: Iterator[Tensor], rows: int, queue: Callable[[], _Queue]
+    network: Pieces, layer: Any, pieces: Iterator[Tensor], rows: int, queue: Callable[[], _Queue]
 ) -> Iterator[Tensor]:
     """Yield the layer's output; keep its depthwise output and its residual."""
     residuals, wides, total = queue(), queue(), _Total()
@@ -247,7 +167,7 @@ def _once(
 
 
 def _twice(
-    network: _Network, layer: Any, pieces: Iterator[Tensor], rows: int, queue: Callable[[], _Queue]
+    network: Pieces, layer: Any, pieces: Iterator[Tensor], rows: int, queue: Callable[[], _Queue]
 ) -> Iterator[Tensor]:
     """Yield the layer's output; keep its input."""
     if not network.pools_clip(layer):
@@ -273,7 +193,7 @@ def _twice(
 
 
 def _wide(
-    network: _Network, layer: Any, pieces: Iterator[Tensor], residuals: _Queue | None
+    network: Pieces, layer: Any, pieces: Iterator[Tensor], residuals: _Queue | None
 ) -> Iterator[Tensor]:
     """Yield the depthwise convolution's output, and put the residuals aside."""
 
@@ -284,16 +204,15 @@ def _wide(
                 residuals.append(network.residual(layer, piece))
             yield wide
 
-    yield from _convolve(network, network.block(layer), expanded())
+    yield from _convolve(network, layer.depthwise, expanded())
 
 
-def _narrow(
-    network: _Network, layer: Any, wide: Tensor, total: _Total, residuals: _Queue
-) -> Tensor:
-    return network.narrow(layer, wide, total, residuals.take(wide.shape[network.axis]))
+def _narrow(network: Pieces, layer: Any, wide: Tensor, total: _Total, residuals: _Queue) -> Tensor:
+    mean = total.mean() if network.pools_clip(layer) else None
+    return network.finish(layer, wide, mean, residuals.take(wide.shape[network.axis]))
 
 
-def _convolve(network: _Network, block: Any, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+def _convolve(network: Pieces, block: Any, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
     """Yield what a convolution block makes of a clip that comes in pieces.
 
     As many frames come out as go in, later by those that the temporal kernel looks ahead.
@@ -324,167 +243,6 @@ def _black(like: Tensor, rows: int, axis: int) -> Tensor:
 def _join(pieces: list[Tensor], axis: int) -> Tensor:
     pieces = [piece for piece in pieces if piece.shape[axis]]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
-
-
-# The two networks -------------------------------------------------------------------------------
-
-
-class _Readable:
-    axis: int = 2
-    batch: int = 1
-
-    def __init__(self, model: MoViNet) -> None:
-        self._model = model
-        self.stem: Any = model.stem
-        self.layers: Sequence[Any] = [model._layer(name) for name in model.layer_names]
-
-    def enter(self, piece: Tensor) -> Tensor:
-        return piece
-
-    def block(self, layer: Bottleneck) -> StreamConvBlock:
-        return layer.depthwise
-
-    def taps(self, block: StreamConvBlock) -> int:
-        return block.stream_conv.kernel_size[0]
-
-    def before_time(self, block: StreamConvBlock, piece: Tensor) -> Tensor:
-        return super(StreamConvBlock, block).forward(piece) if block.splits else piece
-
-    def over_time(self, block: StreamConvBlock, window: Tensor) -> Tensor:
-        x = _convolve_inside(block.stream_conv, window)
-        if block.splits:
-            split: Tensor = block.temporal_activation(block.temporal_norm(x))
-            return split
-        x = x if block.norm is None else block.norm(x)
-        return x if block.activation is None else block.activation(x)
-
-    def expand(self, layer: Bottleneck, piece: Tensor) -> Tensor:
-        x: Tensor = layer.expansion(piece)
-        return x
-
-    def residual(self, layer: Bottleneck, piece: Tensor) -> Tensor:
-        x: Tensor = piece if layer.skip is None else layer.skip(piece)
-        return x
-
-    def pools_clip(self, layer: Bottleneck) -> bool:
-        attention = layer.squeeze_excitation
-        return attention is not None and attention.temporal_pool is not None
-
-    def frame_sum(self, x: Tensor) -> Tensor:
-        total = x.sum(dim=(2, 3, 4), keepdim=True, dtype=at_least_float32(x.dtype))
-        return total / (x.shape[3] * x.shape[4])
-
-    def narrow(self, layer: Bottleneck, wide: Tensor, total: _Total, residual: Tensor) -> Tensor:
-        attention = layer.squeeze_excitation
-        if attention is not None:
-            parts = [] if attention.temporal_pool is None else [total.mean()]
-            if attention.spatial_pool is not None:
-                spatial = attention.spatial_pool(wide)
-                parts = [*(mean.expand_as(spatial) for mean in parts), spatial]
-            wide = attention.expand(attention.reduce(torch.cat(parts, dim=1))) * wide
-        projected: Tensor = layer.rezero(layer.projection(wide))
-        return projected + residual
-
-    def head(self, piece: Tensor) -> Tensor:
-        x: Tensor = self._model.head(piece)
-        return x
-
-    def classify(self, mean: Tensor) -> Tensor:
-        logits: Tensor = self._model.classifier(mean)
-        return logits
-
-
-def _convolve_inside(conv: Conv, window: Tensor) -> Tensor:
-    """Convolve only where the temporal kernel lies inside the window."""
-    pads = [*conv.padding_for(window)[:4], 0, 0]
-    return F.conv3d(F.pad(window, pads), conv.weight, conv.bias, conv.stride, groups=conv.groups)
-
-
-class _Fast:
-    axis: int = 0
-
-    def __init__(self, model: FastMoViNet, batch: int) -> None:
-        self._model = model
-        self.batch = batch
-        self.stem: Any = model.stem
-        self.layers: Sequence[Any] = [model.get_submodule(name) for name in model.layer_names]
-
-    def _run(self, rows: int) -> Run:
-        dtype = at_least_float32(self._model.dtype)
-        return Run(self.batch, rows // self.batch, None, dtype, None)
-
-    def enter(self, piece: Tensor) -> Tensor:
-        piece = piece.permute(2, 0, 3, 4, 1).flatten(0, 1)
-        return piece.flip(1, 2) if self._model.turned else piece
-
-    def block(self, layer: Layer) -> StreamConv:
-        return layer.depthwise
-
-    def taps(self, block: StreamConv) -> int:
-        return block.taps
-
-    def before_time(self, block: StreamConv, piece: Tensor) -> Tensor:
-        if not block.splits:
-            return piece
-        return block._spatial([(piece, 0)], self._run(piece.shape[0]))
-
-    def over_time(self, block: StreamConv, window: Tensor) -> Tensor:
-        rows = window.shape[0] - (block.taps - 1) * self.batch
-        windows = [(window[tap * self.batch :][:rows], 0) for tap in range(block.taps)]
-        if block.splits:
-            return block.activation(block._temporal(windows, self._run(rows)))
-        return block._spatial(windows, self._run(rows))
-
-    def expand(self, layer: Layer, piece: Tensor) -> Tensor:
-        x: Tensor = layer.expansion(piece.reshape(-1, piece.shape[3]))
-        return x.view(*piece.shape[:3], -1)
-
-    def residual(self, layer: Layer, piece: Tensor) -> Tensor:
-        if layer.skip is None:
-            return piece
-        if layer.pools:
-            piece = average_pool(piece, layer.depthwise.turned)
-        x: Tensor = layer.skip(piece.reshape(-1, piece.shape[3]))
-        return x.view(*piece.shape[:3], -1)
-
-    def pools_clip(self, layer: Layer) -> bool:
-        return layer.gate is not None and layer.gate.whole
-
-    def _means(self, x: Tensor) -> Tensor:
-        """Return (frames * batch, channels), the means over space."""
-        return x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))
-
-    def frame_sum(self, x: Tensor) -> Tensor:
-        return self._means(x).unflatten(0, (-1, self.batch)).sum(0)
-
-    def narrow(self, layer: Layer, wide: Tensor, total: _Total, residual: Tensor) -> Tensor:
-        project = layer.project
-        weight = project.weight
-        rows = wide.reshape(-1, wide.shape[3])
-        gate = layer.gate
-        if gate is not None:
-            parts = [total.mean()] if gate.whole else []
-            if gate.spatial:
-                means = self._means(wide).to(wide.dtype)
-                parts = [*(p.repeat(len(means) // len(p), 1) for p in parts), means]
-            gates: Tensor = gate.expand(gate.reduce(torch.cat(parts, 1)))
-            gates = gates.sigmoid_() if gate.limit is None else gates.clamp_(0.0, gate.limit)
-            if len(gates) == 1 and not project.quantized:
-                weight = weight * gates
-            else:
-                apart = rows.view(-1, len(gates), wide.shape[1] * wide.shape[2], wide.shape[3])
-                apart.mul_(gates[:, None, :])
-        y = residual.reshape(-1, residual.shape[3])
-        y = y.add_(project(rows)) if project.quantized else y.addmm_(rows, weight.t())
-        return y.view(*wide.shape[:3], -1)
-
-    def head(self, piece: Tensor) -> Tensor:
-        x: Tensor = self._model.head(piece.reshape(-1, piece.shape[3]))
-        return x.view(*piece.shape[:3], -1)
-
-    def classify(self, mean: Tensor) -> Tensor:
-        logits: Tensor = self._model.output(self._model.hidden(mean))
-        return logits
 
 
 # Pieces -----------------------------------------------------------------------------------------

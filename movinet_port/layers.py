@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from movinet_port.spec import LayerSpec, ModelSpec, Triple
+from movinet_port.stages import ReadableClip, bottleneck
 
 # PyTorch's convention; Keras calls the same running average momentum 0.99.
 NORM_MOMENTUM = 0.01
@@ -108,6 +109,11 @@ class Conv(nn.Conv3d):
             x = F.pad(x, self.padding_for(x))
         return super().forward(x)
 
+    def inside(self, window: Tensor) -> Tensor:
+        """Convolve only where the temporal kernel lies inside the window."""
+        x = F.pad(window, [*self.padding_for(window)[:4], 0, 0])
+        return F.conv3d(x, self.weight, self.bias, self.stride, groups=self.groups)
+
     def extra_repr(self) -> str:
         """Say what `torch.nn.Conv3d` does not know."""
         flags = [name for name in ("causal", "legacy") if getattr(self, name)]
@@ -135,7 +141,10 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activations of the clip."""
-        x = self.conv(x)
+        return self.behind(self.conv(x))
+
+    def behind(self, x: Tensor) -> Tensor:
+        """Return what follows the convolution, of its output."""
         if self.norm is not None:
             x = self.norm(x)
         if self.activation is not None:
@@ -196,15 +205,23 @@ class StreamConvBlock(ConvBlock):
 
         Args:
             x: the clip.
-            buffer: the frames before the clip, as `movinet_port.model.state_shapes` has them: at
+            buffer: the frames before the clip, as `movinet_port.streams.state_shapes` has them: at
                 the output resolution in front of a temporal convolution, at the input resolution
                 in front of a 3-D one. None for black ones.
         """
-        if not self.splits:
-            x, buffer = self._with_buffer(x, buffer)
-            return super().forward(x), buffer
-        x, buffer = self._with_buffer(super().forward(x), buffer)
-        return self.temporal_activation(self.temporal_norm(self.temporal_conv(x))), buffer
+        x, buffer = self._with_buffer(self.before_time(x), buffer)
+        return self.behind(self.stream_conv(x)), buffer
+
+    def before_time(self, x: Tensor) -> Tensor:
+        """Return what comes before the convolution over frames: a split-off spatial part."""
+        return super().behind(self.conv(x)) if self.splits else x
+
+    def behind(self, x: Tensor) -> Tensor:
+        """Return what follows the convolution over frames, of its output."""
+        if self.splits:
+            split: Tensor = self.temporal_activation(self.temporal_norm(x))
+            return split
+        return super().behind(x)
 
     def _with_buffer(self, x: Tensor, buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
         size = self.stream_conv.frames_before
@@ -319,12 +336,16 @@ class ClipPool(nn.Module):
 
         Args as in `CumulativePool.forward`.
         """
-        dtype = at_least_float32(x.dtype)
-        total = x.sum(dim=(2, 3, 4), keepdim=True, dtype=dtype) / (x.shape[3] * x.shape[4])
+        total = self.frame_sum(x)
         if buffer is not None:
             total = total + buffer
-        seen = (frame_count + x.shape[2]).to(dtype)
+        seen = (frame_count + x.shape[2]).to(total.dtype)
         return (total / seen[:, None, None, None, None]).to(x.dtype), total
+
+    def frame_sum(self, x: Tensor) -> Tensor:
+        """Return the sum over frames of the mean over space, (batch, channels, 1, 1, 1)."""
+        dtype = at_least_float32(x.dtype)
+        return x.sum(dim=(2, 3, 4), keepdim=True, dtype=dtype) / (x.shape[3] * x.shape[4])
 
 
 class SpatialPool(nn.Module):
@@ -360,18 +381,31 @@ class SqueezeExcitation(nn.Module):
         Args as in `CumulativePool.forward`.
         """
         spatial = self.spatial_pool(x) if self.spatial_pool is not None else None
-        if self.temporal_pool is None:
-            pooled, buffer = spatial, None
-        else:
+        temporal = None
+        if self.temporal_pool is not None:
             # The mean of the frames' means is the mean, and the frames' means are small.
-            pooled, buffer = self.temporal_pool(
+            temporal, buffer = self.temporal_pool(
                 x if spatial is None else spatial, buffer, frame_count
             )
-            if spatial is not None:
-                pooled = torch.cat([pooled.expand_as(spatial), spatial], dim=1)
+        return self.gates(temporal, spatial, frame_count) * x, buffer
+
+    def gates(
+        self, temporal: Tensor | None, spatial: Tensor | None, frame_count: Tensor | None = None
+    ) -> Tensor:
+        """Return the gates, (batch, channels, frames or 1, 1, 1).
+
+        Args:
+            temporal: what the pool over time returns, if there is one.
+            spatial: what the pool over space returns, if there is one.
+            frame_count: (batch,) frames before, where there is a positional encoding.
+        """
+        pooled = spatial if temporal is None else temporal
+        if temporal is not None and spatial is not None:
+            pooled = torch.cat([temporal.expand_as(spatial), spatial], dim=1)
         if self.positional_encoding is not None:
             pooled = self.positional_encoding(pooled, frame_count)
-        return self.expand(self.reduce(pooled)) * x, buffer
+        gates: Tensor = self.expand(self.reduce(pooled))
+        return gates
 
 
 class StochasticDepth(nn.Module):
@@ -419,12 +453,8 @@ class Bottleneck(nn.Module):
         frame_count: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the output, the next stream buffer and the next pool buffer."""
-        skip = x if self.skip is None else self.skip(x)
-        x, stream_buffer = self.depthwise(self.expansion(x), stream_buffer)
-        if self.squeeze_excitation is not None:
-            x, pool_buffer = self.squeeze_excitation(x, pool_buffer, frame_count)
-        x = self.stochastic_depth(self.rezero(self.projection(x)))
-        return x + skip, stream_buffer, pool_buffer
+        stages = ReadableClip(stream_buffer, pool_buffer, frame_count)
+        return bottleneck(stages, self, x), stages.stream_buffer, stages.pool_buffer
 
 
 class Classifier(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from movinet_port.clips import predict_clip
 from movinet_port.errors import SpecError, StateError
 from movinet_port.layers import (
     ACTIVATIONS,
@@ -25,15 +26,20 @@ from movinet_port.layers import (
     StreamConvBlock,
     at_least_float32,
 )
-from movinet_port.spec import ModelSpec, Triple
+from movinet_port.spec import ModelSpec
+from movinet_port.stages import ReadablePieces
+from movinet_port.streams import (
+    FRAME_COUNT,
+    POOL_BUFFER,
+    STREAM_BUFFER,
+    State,
+    check_state,
+    check_video,
+    init_state,
+    is_pool,
+    state_shapes,
+)
 from movinet_port.variants import get_spec
-
-State = dict[str, Tensor]
-
-# Canonical names of what a stream network remembers; the first two have a layer's name before.
-STREAM_BUFFER = "stream_buffer"
-POOL_BUFFER = "pool_buffer"
-FRAME_COUNT = "frame_count"
 
 
 class MoViNet(nn.Module):
@@ -156,8 +162,7 @@ class MoViNet(nn.Module):
         Raises:
             StateError: the network is not causal, so it has no state.
         """
-        weight = self.stem.conv.weight
-        return init_state(self.spec, batch, height, width, weight.dtype, weight.device)
+        return init_state(self.spec, batch, height, width, self.dtype, self.device)
 
     def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
         """Return the shape, without the batch, of every state for frames of the given size."""
@@ -185,6 +190,20 @@ class MoViNet(nn.Module):
             check_state(self.spec, video, state)
         return self._run(video, state)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return self.stem.conv.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.stem.conv.weight.device
+
+    def pieces(self, batch: int) -> ReadablePieces:
+        """Return the stages of a base network for pieces of clips, as `predict_clip` takes them."""
+        return ReadablePieces(self)
+
     def predict_clip(self, frames: Tensor | Iterable[Tensor], chunk: int = 8, **how: Any) -> Tensor:
         """Return the logits of a clip or video too long to compute at once.
 
@@ -200,8 +219,6 @@ class MoViNet(nn.Module):
         Returns:
             (batch, classes) logits.
         """
-        from movinet_port.clips import predict_clip
-
         return predict_clip(self, frames, chunk, **how)
 
     def features(self, video: Tensor) -> dict[str, Tensor]:
@@ -284,7 +301,7 @@ class MoViNet(nn.Module):
         super()._apply(fn, recurse)
         if self._state is not None:
             moved = {name: fn(value) for name, value in self._state.items()}
-            for name in filter(_is_pool, moved):
+            for name in filter(is_pool, moved):
                 moved[name] = self._state[name].to(
                     moved[name].device, at_least_float32(moved[name].dtype)
                 )
@@ -353,115 +370,3 @@ def _resolve_spec(
             f"movinet_port.create_model('a0') builds a network by name"
         )
     return get_spec(name, "base" if causal is False else "stream", **changes)
-
-
-def state_shapes(spec: ModelSpec, height: int, width: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape, without the batch, of every state of a stream network.
-
-    Args:
-        spec: the architecture.
-        height, width: size of the frames, in pixels.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def visit(name: str, channels: tuple[int, int], kernel: Triple, strides: Triple) -> None:
-        nonlocal height, width
-        before = height, width
-        height, width = -(-height // strides[1]), -(-width // strides[2])
-        if kernel[0] > 1 and spec.causal:
-            # In front of the temporal convolution where it is split off, else of the 3-D one.
-            channel, size = (
-                (channels[1], (height, width))
-                if spec.splits_time
-                else (
-                    channels[0],
-                    before,
-                )
-            )
-            shapes[f"{name}.{STREAM_BUFFER}"] = (channel, kernel[0] - 1, *size)
-
-    visit("stem", (3, spec.stem.filters), spec.stem.kernel_size, spec.stem.strides)
-    for layer in spec.layers():
-        filters = layer.expand_filters
-        visit(layer.name, (filters, filters), layer.kernel_size, layer.strides)
-        if spec.se_type in ("3d", "2plus3d"):
-            shapes[f"{layer.name}.{POOL_BUFFER}"] = (filters, 1, 1, 1)
-    shapes[f"head.{POOL_BUFFER}"] = (spec.head.project_filters, 1, 1, 1)
-    shapes[FRAME_COUNT] = ()
-    return shapes
-
-
-def init_state(
-    spec: ModelSpec,
-    batch: int,
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> State:
-    """Return the state before the first frame, as `MoViNet.init_state` describes it.
-
-    Raises:
-        StateError: the network is not causal, so it has no state.
-    """
-    if not spec.causal:
-        raise StateError(
-            f"{spec.name} base is no stream network and has no state; create it with mode='stream'"
-        )
-    dtypes = {FRAME_COUNT: torch.int64, POOL_BUFFER: at_least_float32(dtype)}
-    return {
-        name: torch.zeros(
-            (batch, *shape), dtype=dtypes.get(name.rpartition(".")[2], dtype), device=device
-        )
-        for name, shape in state_shapes(spec, height, width).items()
-    }
-
-
-def check_state(spec: ModelSpec, video: Tensor, state: Mapping[str, Tensor]) -> None:
-    """Check names, shapes and devices of a public state.
-
-    Raises:
-        StateError: it is not one of this architecture for this batch and frame size.
-    """
-    batch, height, width = check_video(video)
-    shapes = state_shapes(spec, height, width)
-    missing, unknown = shapes.keys() - state.keys(), state.keys() - shapes.keys()
-    if missing or unknown:
-        raise StateError(
-            f"the state is not one of {spec.name}: missing "
-            f"{', '.join(sorted(missing)) or 'none'}; unknown "
-            f"{', '.join(sorted(unknown)) or 'none'}; start with init_state()"
-        )
-    for name, shape in shapes.items():
-        if tuple(state[name].shape) != (batch, *shape):
-            raise StateError(
-                f"state {name!r} has shape {tuple(state[name].shape)}, expected "
-                f"{(batch, *shape)} for a batch of {batch} at {height} x {width}; "
-                f"a new batch or frame size starts with a new init_state()"
-            )
-        if state[name].device != video.device:
-            raise StateError(
-                f"state {name!r} is on {state[name].device}, the clip on {video.device}; move one "
-                f"of them with .to()"
-            )
-
-
-def check_video(video: Tensor) -> tuple[int, int, int]:
-    """Return (batch, height, width)."""
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise StateError(
-            f"the clip has shape {tuple(video.shape)}, expected (batch, 3, frames, height, width); "
-            f"TensorFlow's (batch, frames, height, width, 3) becomes that by "
-            f".permute(0, 4, 1, 2, 3)"
-        )
-    if not video.is_floating_point():
-        raise StateError(
-            f"the clip is {video.dtype}, expected floating point in [0, 1]: clip.float() / 255"
-        )
-    if video.shape[2] == 0:
-        raise StateError("the clip has no frames, expected at least one")
-    return video.shape[0], video.shape[3], video.shape[4]
-
-
-def _is_pool(state_name: str) -> bool:
-    return state_name.endswith(POOL_BUFFER)

@@ -15,7 +15,8 @@ from torch import Tensor
 from movinet_port.errors import StateError
 from movinet_port.fast.network import InferenceNetwork
 from movinet_port.fast.state import StateLayout, StreamState
-from movinet_port.model import MoViNet, State
+from movinet_port.model import MoViNet
+from movinet_port.streams import State
 
 # The states of the pool's videos, or of some; the batch is the first axis of every tensor.
 Rows = list[Tensor]

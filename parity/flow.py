@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from movinet_port.layers import Bottleneck, Classifier, SqueezeExcitation
-from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER, MoViNet
+from movinet_port.model import MoViNet
+from movinet_port.streams import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
 from parity.taps import INPUT
 
 if TYPE_CHECKING:

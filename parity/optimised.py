@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from movinet_port.fast import FastMoViNet, InferenceNetwork
 from movinet_port.fast.state import StreamState
-from movinet_port.model import MoViNet, State
+from movinet_port.model import MoViNet
+from movinet_port.streams import State
 from parity.errors import ComparisonError
 
 _LOGITS = "classifier"

@@ -27,8 +27,9 @@ from converters.locate import locate_variables
 from converters.recognise import recognise
 from converters.tensorflow import import_tensorflow
 from movinet_port.files import whole_file
-from movinet_port.model import FRAME_COUNT, MoViNet
+from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
+from movinet_port.streams import FRAME_COUNT
 from parity.errors import ComparisonError
 from parity.taps import INPUT, GraphTaps
 

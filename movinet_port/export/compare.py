@@ -11,7 +11,8 @@ from torch import Tensor
 from movinet_port.errors import MismatchError
 from movinet_port.export.shape import ClipShape, probes
 from movinet_port.floor import LOGIT_BOUND
-from movinet_port.model import FRAME_COUNT, MoViNet, State
+from movinet_port.model import MoViNet
+from movinet_port.streams import FRAME_COUNT, State
 
 # Takes a clip and the state before it (none for a base network), gives logits and the state after.
 Runner = Callable[[Tensor, State], tuple[Tensor, State]]

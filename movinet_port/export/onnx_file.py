@@ -16,7 +16,8 @@ from movinet_port.errors import MovinetPortError
 from movinet_port.export.compare import Runner
 from movinet_port.export.onnx_graph import build_onnx
 from movinet_port.export.shape import LOGITS, NEXT, VIDEO, ClipShape, input_axes
-from movinet_port.model import MoViNet, State
+from movinet_port.model import MoViNet
+from movinet_port.streams import State
 
 
 def write_onnx(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from movinet_port.export.shape import LOGITS, NEXT, VIDEO, Axis
 from movinet_port.layers import legacy_padding, same_padding
-from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
 from movinet_port.spec import LayerSpec, ModelSpec, Triple
+from movinet_port.stages import bottleneck
+from movinet_port.streams import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
 
 if TYPE_CHECKING:
     import onnx
@@ -68,6 +69,8 @@ class _Emitter:
         self.nodes: list[Any] = []
         self.initialisers: dict[str, Any] = {}
         self.states: dict[str, str] = {}
+        # Height and width of what the stages hand on.
+        self._size: tuple[Axis, Axis] = inputs[VIDEO][3], inputs[VIDEO][4]
 
     def model(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
         """Emit everything."""
@@ -121,16 +124,13 @@ class _Emitter:
 
     def _network(self) -> None:
         spec = self.spec
-        video = self.inputs[VIDEO]
         if spec.causal:
             self._count_frames()
-        size: tuple[Axis, Axis] = (video[3], video[4])
         stem = spec.stem
-        x, size = self._stream_block(
-            "stem", VIDEO, size, (stem.kernel_size, stem.strides), 3, stem.filters
-        )
+        shape = stem.kernel_size, stem.strides
+        x = self._stream_block("stem", VIDEO, shape, 3, stem.filters)
         for layer in spec.layers():
-            x, size = self._bottleneck(layer, x, size)
+            x = bottleneck(self, layer, x)
         x = self._conv("head", x, activation=spec.activation)
         x = self._clip_pool("head", x)
         x = self._conv("classifier.hidden", x, norm=False, activation=spec.classifier_activation)
@@ -151,40 +151,44 @@ class _Emitter:
         counts = self.op("Cast", "counts_float", counts, to=1)
         self.op("Unsqueeze", "seen", counts, self.ints(1, 3, 4))
 
-    def _bottleneck(
-        self, layer: LayerSpec, x: str, size: tuple[Axis, Axis]
-    ) -> tuple[str, tuple[Axis, Axis]]:
-        spec, name, width = self.spec, layer.name, layer.expand_filters
-        skip = x
-        if layer.has_skip_projection:
-            if layer.downsamples:
-                skip = self._average_pool(f"{name}.skip.pool", x)
-            skip = self._conv(f"{name}.skip", skip)
-        x = self._conv(f"{name}.expansion", x, activation=spec.activation)
-        shape = (layer.kernel_size, layer.strides)
-        x, size = self._stream_block(f"{name}.depthwise", x, size, shape, width, width)
-        if spec.se_type != "none":
-            x = self._squeeze_excitation(name, x)
-        scale = self._numpy(f"{name}.rezero.scale")
-        x = self._conv(f"{name}.projection", x, scale=scale)
-        return self.op("Add", f"{name}.sum", x, skip), size
+    def residual(self, layer: LayerSpec, x: str) -> str:
+        """Emit what the projection is added to."""
+        if not layer.has_skip_projection:
+            return x
+        if layer.downsamples:
+            x = self._average_pool(f"{layer.name}.skip.pool", x)
+        return self._conv(f"{layer.name}.skip", x)
+
+    def convolve(self, layer: LayerSpec, x: str) -> str:
+        """Emit the expansion and the depthwise convolution."""
+        x = self._conv(f"{layer.name}.expansion", x, activation=self.spec.activation)
+        shape, width = (layer.kernel_size, layer.strides), layer.expand_filters
+        return self._stream_block(f"{layer.name}.depthwise", x, shape, width, width)
+
+    def gate(self, layer: LayerSpec, wide: str) -> str:
+        """Emit the squeeze-excitation."""
+        return wide if self.spec.se_type == "none" else self._squeeze_excitation(layer.name, wide)
+
+    def narrow(self, layer: LayerSpec, gated: str, residual: str) -> str:
+        """Emit the projection and the sum."""
+        scale = self._numpy(f"{layer.name}.rezero.scale")
+        x = self._conv(f"{layer.name}.projection", gated, scale=scale)
+        return self.op("Add", f"{layer.name}.sum", x, residual)
 
     def _stream_block(
         self,
         name: str,
         x: str,
-        size: tuple[Axis, Axis],
         kernel_and_strides: tuple[Triple, Triple],
         in_channels: int,
         out_channels: int,
-    ) -> tuple[str, tuple[Axis, Axis]]:
+    ) -> str:
         """Emit a convolution over several frames, which in a stream network has a buffer."""
         kernel, strides = kernel_and_strides
         spec, activation = self.spec, self.spec.activation
         groups = in_channels if name != "stem" else 1
-        out_size = tuple(
-            _strided(axis, stride) for axis, stride in zip(size, strides[1:], strict=True)
-        )
+        size = height, width = self._size
+        self._size = _strided(height, strides[1]), _strided(width, strides[2])
         if spec.splits_time and kernel[0] > 1:
             spatial, temporal = (1, *kernel[1:]), (kernel[0], 1, 1)
             x = self._conv(
@@ -199,7 +203,7 @@ class _Emitter:
             x = self._conv(
                 name, x, kernel, strides, size=size, groups=groups, activation=activation
             )
-        return x, out_size  # type: ignore[return-value]
+        return x
 
     def _with_buffer(self, name: str, x: str, frames: int) -> str:
         if not self.spec.causal or frames == 1:
@@ -418,7 +422,7 @@ class _FrameEmitter(_Emitter):
         self._frame = self.op("Squeeze", "frame", VIDEO, self.ints(2))
         super()._network()
 
-    def _stream_block(self, name: str, x: str, *rest: Any) -> Any:
+    def _stream_block(self, name: str, x: str, *rest: Any) -> str:
         return super()._stream_block(name, self._frame if x == VIDEO else x, *rest)
 
     def _with_buffer(self, name: str, x: str, frames: int) -> str:

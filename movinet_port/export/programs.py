@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from movinet_port.checkpoint import Checkpoint
 from movinet_port.export.compare import Runner
 from movinet_port.export.shape import ClipShape, input_axes
-from movinet_port.model import MoViNet, State
+from movinet_port.model import MoViNet
+from movinet_port.streams import State
 
 # A file in the archive that either kind of program is.
 FACTS = "movinet_port.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from movinet_port.model import STREAM_BUFFER, MoViNet
+from movinet_port.model import MoViNet
+from movinet_port.streams import STREAM_BUFFER
 
 # A number, or the name of a free size; "height/4" is a quarter of it, rounded up.
 Axis = int | str

@@ -18,8 +18,8 @@ from movinet_port.errors import StateError
 from movinet_port.fast.layers import Pointwise
 from movinet_port.fast.network import FastMoViNet, InferenceNetwork
 from movinet_port.fast.state import StateLayout, StreamState
-from movinet_port.model import check_video, init_state
 from movinet_port.spec import ModelSpec
+from movinet_port.streams import check_video, init_state
 
 if TYPE_CHECKING:
     from movinet_port.fast.native import Kernels

@@ -249,9 +249,9 @@ class StreamConv(FoldedModule):
             run: the pass.
         """
         if not self.splits:
-            x = self._spatial(self._windows(x, run), run)
+            x = self.over_space(self._windows(x, run), run)
             return x if run.tap is None else run.show(f"{self.name}.activation", x)
-        x = self._spatial([(x, 0)], run)
+        x = self.over_space([(x, 0)], run)
         if run.tap is not None:
             x = run.show(f"{self.name}.activation", x)
         return self.over_time(x, run)
@@ -268,7 +268,7 @@ class StreamConv(FoldedModule):
 
     def over_time(self, x: Tensor, run: Run) -> Tensor:
         """Return the split-off temporal convolution's activations; all else as in `forward`."""
-        x = self.activation(self._temporal(self._windows(x, run), run))
+        x = self.over_frames(self._windows(x, run), run)
         return x if run.tap is None else run.show(f"{self.name}.temporal_activation", x)
 
     def in_pieces(
@@ -426,7 +426,7 @@ class StreamConv(FoldedModule):
         rows = run.frames * run.batch
         return next(tap for tap, (x, _) in enumerate(windows) if x.shape[0] == rows)
 
-    def _spatial(self, windows: Sequence[tuple[Tensor, int]], run: Run) -> Tensor:
+    def over_space(self, windows: Sequence[tuple[Tensor, int]], run: Run) -> Tensor:
         """Return the activation of what all taps add up to."""
         if run.traced:
             return self._traced(windows)
@@ -523,7 +523,7 @@ class StreamConv(FoldedModule):
         return x.shape[1] * x.shape[2] * self.spatial_out * x.element_size()
 
     def _traced(self, windows: Sequence[tuple[Tensor, int]]) -> Tensor:
-        """Compute `_spatial` so that a compiler can fuse it with what is around it."""
+        """Compute `over_space` so that a compiler can fuse it with what is around it."""
         height, width = windows[0][0].shape[1:3]
         (top, bottom), (left, right) = self.pads(height, width)
         kernels, _, padding = self._layout(height, width)
@@ -615,7 +615,8 @@ class StreamConv(FoldedModule):
         left, right = same_padding(width, self.kernel[1], self.stride[1])
         return ((bottom, top), (right, left)) if self.turned else ((top, bottom), (left, right))
 
-    def _temporal(self, windows: Sequence[tuple[Tensor, int]], run: Run) -> Tensor:
+    def over_frames(self, windows: Sequence[tuple[Tensor, int]], run: Run) -> Tensor:
+        """Return the activation of the split-off convolution over frames."""
         full = self._full(windows, run)
         x = windows[full][0]
         taps = self.temporal_taps
@@ -633,7 +634,7 @@ class StreamConv(FoldedModule):
                 part.addcmul_(x, taps[tap])
             else:
                 part += F.linear(x, taps[tap])
-        return y
+        return self.activation(y)
 
 
 def fuses(x: Tensor) -> bool:

@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from movinet_port.errors import SpecError, StateError
+from movinet_port.clips import predict_clip
+from movinet_port.errors import MovinetPortError, SpecError, StateError
 from movinet_port.fast.fold import Folded
 from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv
+from movinet_port.fast.pieces import FastPieces
 from movinet_port.fast.run import Run, Tap, Workspace
 from movinet_port.fast.state import StreamState
 from movinet_port.layers import at_least_float32
-from movinet_port.model import (
-    State,
-    check_state,
-    check_video,
-    init_state,
-    state_shapes,
-)
 from movinet_port.spec import ModelSpec
+from movinet_port.stages import Pieces
+from movinet_port.streams import State, check_state, check_video, init_state, state_shapes
 
 if TYPE_CHECKING:
     from movinet_port.fast.native import Kernels
@@ -120,9 +117,18 @@ class InferenceNetwork(nn.Module):
 
     def predict_clip(self, frames: Tensor | Iterable[Tensor], chunk: int = 8, **how: Any) -> Tensor:
         """Return the logits of a clip too long to compute at once, as `MoViNet.predict_clip`."""
-        from movinet_port.clips import predict_clip
-
         return predict_clip(self, frames, chunk, **how)
+
+    def pieces(self, batch: int) -> Pieces:
+        """Return the stages of a base network for pieces of clips, as `predict_clip` takes them.
+
+        Raises:
+            MovinetPortError: it computes whole clips only.
+        """
+        raise MovinetPortError(
+            "predict_clip: a compiled base network computes whole clips only; use "
+            "movinet_port.optimize(model), whose level is 'eager'"
+        )
 
     @torch.no_grad()
     def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
@@ -296,6 +302,10 @@ class FastMoViNet(InferenceNetwork):
         for block in blocks:
             block.quantized = True
         _prepare_again(self)
+
+    def pieces(self, batch: int) -> FastPieces:
+        """Return the stages of a base network for pieces of so many clips."""
+        return FastPieces(self, batch)
 
     def taps(self) -> list[str]:
         """Return the activations that a `Tap` is shown, by the readable network's names."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from movinet_port.layers import at_least_float32
-from movinet_port.model import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER, State
+from movinet_port.streams import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER, State
 
 
 @dataclasses.dataclass(frozen=True)

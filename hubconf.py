@@ -7,7 +7,7 @@ from functools import partial as _partial
 
 import weights as _weights
 from movinet_port import pretrained as _pretrained  # noqa: F401  # torch.hub's path is gone later
-from movinet_port.model import create_model as _create_model
+from movinet_port.loading import create_model as _create_model
 
 dependencies = ["torch", "numpy"]
 

@@ -6,10 +6,11 @@ PyTorch only; `converters` reads TensorFlow's files.
 
 from typing import Any
 
-from movinet_port.checkpoint import Checkpoint, load, load_checkpoint, save
+from movinet_port.checkpoint import Checkpoint, load_checkpoint, save
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
 from movinet_port.fast import optimize
-from movinet_port.model import MoViNet, create_model
+from movinet_port.loading import create_model, load
+from movinet_port.model import MoViNet
 from movinet_port.spec import BlockSpec, HeadSpec, ModelSpec, StemSpec
 from movinet_port.variants import get_spec, list_models
 

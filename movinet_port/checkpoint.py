@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,9 @@ from torch import Tensor
 from movinet_port.errors import CheckpointError, SpecError
 from movinet_port.files import whole_file
 from movinet_port.inputs import InputFormat
-from movinet_port.labels import LabelsError, check_labels
+from movinet_port.labels import check_labels
 from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from movinet_port.fast import InferenceNetwork
 
 FORMAT_VERSION = 1
 
@@ -200,49 +197,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         None if labels is None else tuple(labels),
         input_format,
     )
-
-
-@overload
-def load(path: str | os.PathLike[str]) -> MoViNet: ...
-
-
-@overload
-def load(path: str | os.PathLike[str], optimize: str | None) -> MoViNet | InferenceNetwork: ...
-
-
-def load(path: str | os.PathLike[str], optimize: str | None = None) -> MoViNet | InferenceNetwork:
-    """Return the network of a checkpoint file, in eval mode, on the CPU.
-
-    A ``.pt2`` file, which 'movinet-port compile' made, is native code and is run by loading it:
-    it must come from where programs may come from (see `movinet_port.fast.aot`). Any other file
-    holds data and nothing in it is executed.
-
-    Args:
-        path: of the file.
-        optimize: a level of `movinet_port.optimize`; None for the readable network. A ``.pt2``
-            file is optimised already: None or "aot".
-
-    Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint of movinet-port, or its
-            weights do not fit its spec; or a ``.pt2`` file was made for another machine.
-        SpecError: there is no such level.
-    """
-    if Path(path).suffix == PACKAGE and Path(path).is_file():
-        from movinet_port.fast.aot import load_package
-
-        if optimize not in (None, "aot"):
-            raise SpecError(f"{path} is compiled already; it cannot be optimised to {optimize!r}")
-        return load_package(path)
-    checkpoint = load_checkpoint(path)
-    try:
-        model = checkpoint.build()
-    except (CheckpointError, LabelsError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if optimize is None:
-        return model
-    from movinet_port.fast import optimize as optimized
-
-    return optimized(model, optimize)
 
 
 _KEYS = {"format_version": int, "spec": dict, "provenance": dict, "state_dict": dict}

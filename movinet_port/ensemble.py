@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from movinet_port.errors import MovinetPortError
 from movinet_port.fast import InferenceNetwork
-from movinet_port.model import MoViNet, create_model
+from movinet_port.loading import create_model
+from movinet_port.model import MoViNet
 
 # The authors' README: A6 "can be constructed as an ensemble of MoViNet-A4 and MoViNet-A5".
 A6 = ("a4", "a5")

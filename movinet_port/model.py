@@ -7,7 +7,6 @@ either takes its state and returns it (`MoViNet.step`), or keeps it between call
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -307,44 +306,6 @@ class MoViNet(nn.Module):
                 )
             self._state = moved
         return self
-
-
-def create_model(
-    name: str,
-    mode: str = "base",
-    num_classes: int | None = None,
-    *,
-    pretrained: str | os.PathLike[str] | bool = False,
-    dropout: float = 0.2,
-    stochastic_depth: float = 0.2,
-    **overrides: Any,
-) -> MoViNet:
-    """Build a member of the family: with random weights, in training mode; or pretrained, in eval.
-
-    Args:
-        name: "a0" to "a5", or "t0"; `list_models` lists them.
-        mode: "base" or "stream".
-        num_classes: number of logits; by default 600, or what the pretrained file has. If that
-            has another number, its last layer is replaced by a new one.
-        pretrained: a converted file; or True for the one of this network in the cache folder, as
-            `movinet_port.pretrained` describes it.
-        dropout, stochastic_depth: rates in training, as in `MoViNet`.
-        **overrides: any other field of `ModelSpec`.
-
-    Raises:
-        SpecError: unknown name, mode or field, or values that make no MoViNet.
-        CheckpointError: the file cannot be read, or holds another network.
-    """
-    if pretrained is not False:
-        from movinet_port.pretrained import load_pretrained
-
-        model = load_pretrained(name, mode, None if pretrained is True else pretrained, overrides)
-        model.set_drop_rates(dropout, stochastic_depth)
-        if num_classes not in (None, model.spec.num_classes):
-            model.reset_classifier(num_classes)
-        return model
-    spec = get_spec(name, mode, 600 if num_classes is None else num_classes, **overrides)
-    return MoViNet(spec, dropout=dropout, stochastic_depth=stochastic_depth)
 
 
 def _resolve_spec(

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from movinet_port.checkpoint import Checkpoint, load_checkpoint
 from movinet_port.ensemble import check_members
-from movinet_port.errors import CheckpointError, MovinetPortError
+from movinet_port.errors import MovinetPortError
 from movinet_port.fast import InferenceNetwork
 from movinet_port.fast import optimize as optimized
 from movinet_port.inputs import InputFormat, published_input
-from movinet_port.labels import LabelsError, check_labels
+from movinet_port.labels import check_labels
+from movinet_port.loading import build_from
 from movinet_port.model import MoViNet
 from movinet_port.transforms import clip_starts, repeated
 from movinet_port.video import (
@@ -234,10 +235,7 @@ def load_predictor(
     for path in paths:
         checkpoint = load_checkpoint(path)
         formats.append(_input_format(path, checkpoint, size, resize, fps, frames))
-        try:
-            model = checkpoint.build()
-        except (CheckpointError, LabelsError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from error
+        model = build_from(path, checkpoint)
         models.append((model if optimize is None else optimized(model, optimize)).to(where))
     return Predictor(models, formats, labels, where)
 

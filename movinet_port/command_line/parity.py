@@ -16,12 +16,13 @@ from torch import nn
 from converters import convert_source
 from converters.fetch import open_source
 from converters.tensorflow import import_tensorflow, quiet
-from movinet_port.checkpoint import PACKAGE, Checkpoint, load
+from movinet_port.checkpoint import PACKAGE, Checkpoint
 from movinet_port.fast import InferenceNetwork
 from movinet_port.fast import optimize as optimised
 from movinet_port.fast.aot import read_package
 from movinet_port.fast.optimize import fold_network
 from movinet_port.files import whole_file
+from movinet_port.loading import load
 from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, Gate, ModelSpec
 from parity.authors import authors_reference

@@ -39,9 +39,9 @@ from benchmarks.faults import SHAPE, Fault, porting_faults, right_networks
 from movinet_port import MoViNet
 from movinet_port.checkpoint import Checkpoint
 from parity.compare import compare, split_clip
-from parity.references import Moment, SavedModelReference
-from parity.report import Report
-from parity.subject import Forced, Recorded, Subject
+from parity.compared_model import ComparedModel, Recorded, Replacements
+from parity.references import ChunkValues, SavedModelReference
+from parity.reports.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHIVES = (
@@ -70,9 +70,9 @@ class Ran:
         self.table: Mapping[str, str] | None = None
         self.spec = reference.spec
         self._reference = reference
-        self._ran: dict[bytes, list[Moment]] = {}
+        self._ran: dict[bytes, list[ChunkValues]] = {}
 
-    def run(self, chunks: Sequence[Any]) -> list[Moment]:
+    def run(self, chunks: Sequence[Any]) -> list[ChunkValues]:
         """Return the activations; the last video's are remembered."""
         key = (
             b"".join(chunk.tobytes() for chunk in chunks)
@@ -117,14 +117,14 @@ class Bench:
         self.clip = np.random.default_rng(seed).random((batch, 3, 6, *size), dtype=np.float32)
         self.chunks = CHUNKS if self.network.spec.causal else None
         self.parts = split_clip(self.clip, self.chunks)
-        moments = reference.run(self.parts)
-        before = [{}, *(moment.states for moment in moments[:-1])]
-        self._forced = [
-            Forced(moment.activations, states)
-            for moment, states in zip(moments, before, strict=True)
+        expected = reference.run(self.parts)
+        before = [{}, *(values.states for values in expected[:-1])]
+        self._before = [
+            Replacements(values.activations, states)
+            for values, states in zip(expected, before, strict=True)
         ]
-        self._right = Subject(self.network).run(self.parts)
-        self._right_layers = Subject(self.network).run(self.parts, forced=self._forced)
+        self._right = ComparedModel(self.network).run(self.parts)
+        self._right_layers = ComparedModel(self.network).run(self.parts, replacements=self._before)
         SHAPE[:] = self.clip.shape
 
     def with_faults(self, chosen: Sequence[Fault]) -> nn.Module:
@@ -141,13 +141,13 @@ class Bench:
     def effective(self, fault: Fault) -> Fault | None:
         """Return a fault without the places where it changes nothing; None if it has none."""
         try:
-            if not _moved(Subject(self.with_faults([fault])).run(self.parts), self._right):
+            if not _moved(ComparedModel(self.with_faults([fault])).run(self.parts), self._right):
                 return None
         except RuntimeError:  # Frames too small to be reflected, say.
             return None
         if len(fault.places) < 2:
             return fault
-        found = Subject(self.with_faults([fault])).run(self.parts, forced=self._forced)
+        found = ComparedModel(self.with_faults([fault])).run(self.parts, replacements=self._before)
         moved = _moved(found, self._right_layers)
         places = tuple(place for place in fault.places if moved.intersection(place))
         return dataclasses.replace(fault, places=places) if places else None

@@ -59,7 +59,7 @@ from parity.clips import random_clip  # noqa: E402
 from parity.compare import compare  # noqa: E402
 from parity.optimised import Optimised  # noqa: E402
 from parity.references import SavedModelReference  # noqa: E402
-from parity.report import Report  # noqa: E402
+from parity.reports.report import Report  # noqa: E402
 from weights.samples.make_sample import BASE, STREAM, build, randomise, without_traces  # noqa: E402
 
 VARIANTS = tuple(

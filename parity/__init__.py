@@ -7,23 +7,23 @@
 from parity.compare import compare
 from parity.errors import ComparisonError
 from parity.references import (
+    ChunkValues,
     FunctionReference,
     ModelReference,
-    Moment,
     Reference,
     SavedModelReference,
     SavedReference,
     save_reference,
 )
-from parity.report import Diagnosis, LayerResult, Report, StateResult
+from parity.reports.report import Diagnosis, LayerResult, Report, StateResult
 
 __all__ = [
+    "ChunkValues",
     "ComparisonError",
     "Diagnosis",
     "FunctionReference",
     "LayerResult",
     "ModelReference",
-    "Moment",
     "Reference",
     "Report",
     "SavedModelReference",

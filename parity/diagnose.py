@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from parity.compare import Comparison
-from parity.flow import Flow
+from parity.comparison import Comparison
 from parity.hypotheses import HYPOTHESES
 from parity.hypotheses.clip import clip_changes
-from parity.hypotheses.site import Explanation, Site, distance
-from parity.report import Diagnosis, Report, status_of
+from parity.hypotheses.faulty_layer import Explanation, FaultyLayer, distance
+from parity.reference_inputs import ReferenceInputs
+from parity.reports.report import Diagnosis, Report, status_of
 from parity.taps import INPUT
 
 
@@ -27,32 +27,31 @@ def diagnose(
         parameters: the reference's, under the network's names, as far as they are known.
     """
     taps = [layer.name for layer in report.layers if layer.introduces]
-    subject = comparison.subject
-    captured = subject.capture(
-        comparison.parts, comparison.forced, frozenset(tap for tap in taps if tap != INPUT)
+    captured = comparison.model.capture(
+        comparison.chunks, comparison.replacements, frozenset(tap for tap in taps if tap != INPUT)
     )
-    flow = Flow(comparison) if subject.network is not None else None
+    reference = ReferenceInputs(comparison) if comparison.model.network is not None else None
     found: list[Diagnosis] = []
     for tap in taps:
         if tap == INPUT:
             found += _of_input(comparison)
             continue
-        if len(captured[tap]) != len(comparison.parts):
+        if len(captured[tap]) != len(comparison.chunks):
             found.append(_not_run(comparison, tap))
             continue
-        site = Site(comparison, tap, captured[tap], parameters, flow)
-        found += explain(site)
-    if flow is not None:
-        found += _of_states(comparison, report, flow, found)
+        layer = FaultyLayer(comparison, tap, captured[tap], parameters, reference)
+        found += explain(layer)
+    if reference is not None:
+        found += _of_states(comparison, report, reference, found)
     return tuple(found)
 
 
-def explain(site: Site) -> list[Diagnosis]:
+def explain(layer: FaultyLayer) -> list[Diagnosis]:
     """Try every hypothesis that there is for this kind of layer."""
     explanations: list[Explanation] = []
     for kinds, hypothesis in HYPOTHESES:
-        if isinstance(site.module, kinds):
-            explanations += hypothesis(site)
+        if isinstance(layer.module, kinds):
+            explanations += hypothesis(layer)
         if explanations:
             break
     # The same computation with other numbers explains whatever the others explain.
@@ -64,10 +63,10 @@ def explain(site: Site) -> list[Diagnosis]:
             if e.cause != "weights-differ" or (e.parameter and e.parameter not in parameters)
         ]
     if not explanations:
-        return [_unknown(site.tap, site.before)]
+        return [_unknown(layer.tap, layer.before)]
     unique = dict.fromkeys(explanations)
     return [
-        Diagnosis(site.tap, e.parameter, e.cause, e.detail, site.before, e.after, e.mend)
+        Diagnosis(layer.tap, e.parameter, e.cause, e.detail, layer.before, e.after, e.mend)
         for e in unique
     ]
 
@@ -87,9 +86,9 @@ def _unknown(tap: str, before: float) -> Diagnosis:
 def _of_input(comparison: Comparison) -> list[Diagnosis]:
     """Explain what was done to the clip on its way into the network."""
     before = comparison.error(INPUT)
-    # The input of the forced run is what the network was given, before it was replaced.
+    # The input of the run of each layer is what the network was given, before it was replaced.
     given = [record.activations[INPUT].double() for record in comparison.own]
-    right = [torch.from_numpy(part).double() for part in comparison.parts]
+    right = [torch.from_numpy(part).double() for part in comparison.chunks]
     for cause, detail, mend, undone in clip_changes(given, right):
         after = distance(undone, right) / comparison.floor(INPUT)
         if status_of(after) == "match":
@@ -113,7 +112,7 @@ def _not_run(comparison: Comparison, tap: str) -> Diagnosis:
 
 
 def _of_states(
-    comparison: Comparison, report: Report, flow: Flow, found: Sequence[Diagnosis]
+    comparison: Comparison, report: Report, reference: ReferenceInputs, found: Sequence[Diagnosis]
 ) -> Iterator[Diagnosis]:
     """Explain states that are wrong though all that they are made of is right."""
     known = {d.parameter for d in found if d.cause == "stream-state"}
@@ -126,9 +125,9 @@ def _of_states(
             continue
         seen.add(state.name)
         own = comparison.layer_states[state.chunk].states[state.name].double()
-        change = flow.explain_state(state.name, state.chunk, own)
+        change = reference.explain_state(state.name, state.chunk, own)
         yield Diagnosis(
-            flow.owner(state.name),
+            reference.owner(state.name),
             state.name,
             change.cause,
             change.detail,

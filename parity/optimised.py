@@ -19,6 +19,7 @@ from movinet_port.fast.state import StreamState
 from movinet_port.model import MoViNet
 from movinet_port.streams import State
 from parity.errors import ComparisonError
+from parity.taps import INPUT, model_taps
 
 _LOGITS = "classifier"
 _HEAD_POOL = "pool"
@@ -64,8 +65,6 @@ class Optimised(nn.Module):
         self.spec = network.spec
         with torch.device("meta"):
             readable = MoViNet(self.spec)
-        from parity.taps import INPUT, model_taps
-
         eager = isinstance(network, FastMoViNet)
         self.taps = tuple(exact.taps()) if eager else (_LOGITS,)
         there = model_taps(readable)

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks import diagnosis as bench
 from benchmarks.faults import at, patch, right_networks
 from parity import ModelReference, compare
-from parity.report import CAUSES, SUSPECT
+from parity.reports.report import CAUSES, SUSPECT
 
 pytest.importorskip("tensorflow")
 

@@ -38,7 +38,7 @@ from parity import (
     save_reference,
 )
 from parity.compare import split_clip
-from parity.report import MISMATCH, SUSPECT, Diagnosis, status_of
+from parity.reports.report import MISMATCH, SUSPECT, Diagnosis, status_of
 from parity.taps import model_taps
 
 pytest.importorskip("tensorflow")

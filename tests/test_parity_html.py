@@ -29,11 +29,11 @@ import torch
 
 from movinet_port import MoViNet
 from parity import ComparisonError, Diagnosis, LayerResult, ModelReference, Report, compare
-from parity.report import HeatMap, Histogram, StateResult
+from parity.reports.report import HeatMap, Histogram, StateResult
 
 pytest.importorskip("jinja2", reason="the HTML report needs jinja2: pip install jinja2")
 
-from parity.report_html import render_html, short
+from parity.reports.html import render_html, short
 
 HOSTILE = "</script><!--<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028\udc80"
 VOID = {"br", "wbr", "img", "input", "link", "meta", "hr", "path", "rect", "polyline"}

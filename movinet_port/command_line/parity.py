@@ -31,9 +31,9 @@ from parity.compare import compare
 from parity.errors import ComparisonError
 from parity.optimised import Optimised
 from parity.references import Reference, SavedModelReference, SavedReference, save_reference
-from parity.render import junit, print_report
-from parity.report import STATUSES, Report
-from parity.report_html import render_html, require_jinja
+from parity.reports.html import render_html, require_jinja
+from parity.reports.report import STATUSES, Report
+from parity.reports.text import junit, print_report
 
 MISMATCH = 1
 

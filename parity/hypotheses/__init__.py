@@ -20,50 +20,50 @@ from movinet_port.layers import (
     SqueezeExcitation,
 )
 from parity.hypotheses.convolutions import affine
+from parity.hypotheses.faulty_layer import Explanation, FaultyLayer, precision
 from parity.hypotheses.functions import elementwise
 from parity.hypotheses.norms import normalisation
 from parity.hypotheses.pools import mean, window_average
 from parity.hypotheses.scalars import positional_encoding, scale
-from parity.hypotheses.site import Explanation, Site, precision
 from parity.hypotheses.sums import gated_product, residual_sum
-from parity.report import status_of
+from parity.reports.report import status_of
 
 
-def _wrong_input(site: Site) -> Iterator[Explanation]:
+def _wrong_input(layer: FaultyLayer) -> Iterator[Explanation]:
     """The layer is right, and is given something else than the reference's."""
-    if site.flow is None or not site.given[0].numel():
+    if layer.reference is None or not layer.given[0].numel():
         return
-    changes = site.flow.wrong_arguments(site.tap, site.args)
+    changes = layer.reference.wrong_arguments(layer.tap, layer.args)
     if not changes:
         return
-    outputs = site.flow.recompute(site.tap, site.module)
-    after = site.score(outputs) if outputs is not None else math.inf
+    outputs = layer.reference.recompute(layer.tap, layer.module)
+    after = layer.score(outputs) if outputs is not None else math.inf
     if status_of(after) != "match":
         return
     for change in changes:
         yield Explanation(change.cause, change.detail, change.mend, after, change.parameter)
 
 
-def _unchanged(site: Site) -> Iterator[Explanation]:
+def _unchanged(layer: FaultyLayer) -> Iterator[Explanation]:
     """Nothing but another shape or type happens here: precision only."""
-    if all(a.numel() == b.numel() for a, b in zip(site.inputs, site.expected, strict=True)):
-        exact = [x.reshape(y.shape) for x, y in zip(site.inputs, site.expected, strict=True)]
-        yield from precision(site, exact)
+    if all(a.numel() == b.numel() for a, b in zip(layer.inputs, layer.expected, strict=True)):
+        exact = [x.reshape(y.shape) for x, y in zip(layer.inputs, layer.expected, strict=True)]
+        yield from precision(layer, exact)
 
 
 _POOLS = ("spatial_pool", "temporal_pool", "pool")
 
 
-def _leaf(site: Site) -> Iterator[Explanation]:
-    if any(True for _ in site.module.parameters()):
+def _leaf(layer: FaultyLayer) -> Iterator[Explanation]:
+    if any(True for _ in layer.module.parameters()):
         return
-    if site.flow is not None and site.tap.rpartition(".")[2] in _POOLS:
-        yield from mean(site)
+    if layer.reference is not None and layer.tap.rpartition(".")[2] in _POOLS:
+        yield from mean(layer)
     else:
-        yield from elementwise(site)
+        yield from elementwise(layer)
 
 
-Hypothesis: TypeAlias = Callable[[Site], Iterator[Explanation]]
+Hypothesis: TypeAlias = Callable[[FaultyLayer], Iterator[Explanation]]
 
 # Kinds of module -> what is tried for it; in this order, until something fits.
 HYPOTHESES: tuple[tuple[tuple[type[nn.Module], ...], Hypothesis], ...] = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from parity.hypotheses.site import EQUAL, Tensors, distance
+from parity.hypotheses.faulty_layer import EQUAL, Tensors, distance
 
 
 def clip_changes(given: Tensors, right: Tensors) -> Iterator[tuple[str, str, str, Tensors]]:

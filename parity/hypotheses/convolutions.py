@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from movinet_port.layers import Conv, legacy_padding, same_padding
-from parity.hypotheses.site import (
+from parity.hypotheses.faulty_layer import (
     LARGEST_PRECISION_LOSS,
     Explanation,
-    Site,
+    FaultyLayer,
     Tensors,
     distance,
     equal,
@@ -31,7 +31,7 @@ from parity.hypotheses.tensors import (
     share_of,
     tensors_of,
 )
-from parity.report import SUSPECT, status_of
+from parity.reports.report import SUSPECT, status_of
 
 
 def apply_affine(
@@ -60,47 +60,47 @@ def _declared_padding(module: Any, x: Tensor) -> list[int]:
     return [n for amount in reversed(padding) for n in (amount, amount)]
 
 
-def affine(site: Site) -> Iterator[Explanation]:
+def affine(layer: FaultyLayer) -> Iterator[Explanation]:
     """Its tensors, its padding, its precision; or other numbers that fit."""
-    module, names = site.module, ("weight", "bias")
+    module, names = layer.module, ("weight", "bias")
     own = tensors_of(module, names)
 
     def compute(tensors: Mapping[str, Tensor]) -> Tensors:
         try:
-            return [apply_affine(module, x, tensors) for x in site.inputs]
+            return [apply_affine(module, x, tensors) for x in layer.inputs]
         except RuntimeError:  # Shapes that do not fit: no hypothesis.
-            return [torch.full_like(value, math.inf) for value in site.expected]
+            return [torch.full_like(value, math.inf) for value in layer.expected]
 
     exact = compute(own)
-    if site.fits(exact):
+    if layer.fits(exact):
         # The attributes are right, so the module does something that they do not say.
-        way = _pads_with(site, own, exact)
+        way = _pads_with(layer, own, exact)
         if way is not None:
-            yield Explanation("padding", *way, site.score(exact))
+            yield Explanation("padding", *way, layer.score(exact))
             return
-        kind = _rounds_to(site, own)
+        kind = _rounds_to(layer, own)
         if kind is None:
-            yield from precision(site, exact)
+            yield from precision(layer, exact)
         else:
-            mend = f"Run {site.tap} in float32, without autocast or TF32."
-            yield Explanation("precision", f"computes in {kind}", mend, site.score(exact))
+            mend = f"Run {layer.tap} in float32, without autocast or TF32."
+            yield Explanation("precision", f"computes in {kind}", mend, layer.score(exact))
         return
-    found = list(parameters_of(site, compute, names))
+    found = list(parameters_of(layer, compute, names))
     if not isinstance(module, nn.Linear):
-        found += _padding(site, own) or _both(site, own, exact, found)
+        found += _padding(layer, own) or _both(layer, own, exact, found)
     if not found:
-        found += _fitted(site, own)
+        found += _fitted(layer, own)
     yield from found
 
 
-def _rounds_to(site: Site, own: Mapping[str, Tensor]) -> str | None:
+def _rounds_to(layer: FaultyLayer, own: Mapping[str, Tensor]) -> str | None:
     """Return the type that a layer rounds its input or its weight to before it computes."""
     weight = {**own, "weight": own["weight"]}
     for kind, narrow in _NARROW.items():
         weight["weight"] = narrow(own["weight"])
-        inputs = [narrow(x) for x in site.inputs]
-        for xs, tensors in ((inputs, weight), (site.inputs, weight), (inputs, own)):
-            if site.reproduces([apply_affine(site.module, x, tensors) for x in xs]):
+        inputs = [narrow(x) for x in layer.inputs]
+        for xs, tensors in ((inputs, weight), (layer.inputs, weight), (inputs, own)):
+            if layer.reproduces([apply_affine(layer.module, x, tensors) for x in xs]):
                 return kind
     return None
 
@@ -119,15 +119,15 @@ _NARROW: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _both(
-    site: Site, own: Mapping[str, Tensor], exact: Tensors, found: Sequence[Explanation]
+    layer: FaultyLayer, own: Mapping[str, Tensor], exact: Tensors, found: Sequence[Explanation]
 ) -> list[Explanation]:
     """The tensors are wrong, and so is the padding: what is to be added to what was found."""
     if found:
-        way = None if site.reproduces(exact) else _pads_with(site, own, exact)
+        way = None if layer.reproduces(exact) else _pads_with(layer, own, exact)
         return [] if way is None else [Explanation("padding", *way, found[0].after)]
-    wrong = differing(site, own)
-    pads = _padding(site, {**own, **{name: site.truth[name] for name in wrong}}) if wrong else []
-    return [e for one in pads for e in (*relations(site, own, wrong, one.after), one)]
+    wrong = differing(layer, own)
+    pads = _padding(layer, {**own, **{name: layer.truth[name] for name in wrong}}) if wrong else []
+    return [e for one in pads for e in (*relations(layer, own, wrong, one.after), one)]
 
 
 def pairs(pads: Sequence[int]) -> str:
@@ -140,44 +140,46 @@ def pairs(pads: Sequence[int]) -> str:
 _PAD_MODES = ("replicate", "reflect", "circular")
 
 
-def _pads_with(site: Site, own: Mapping[str, Tensor], exact: Tensors) -> tuple[str, str] | None:
+def _pads_with(
+    layer: FaultyLayer, own: Mapping[str, Tensor], exact: Tensors
+) -> tuple[str, str] | None:
     """Return (detail, mend) if a module pads otherwise than it says, None if it does not."""
-    module: Any = site.module
+    module: Any = layer.module
     if isinstance(module, nn.Linear) or max(module.kernel_size) == 1:
         return None
-    declared = _declared_padding(module, site.inputs[0])
-    zeros = f"Pad the input of {site.tap} with zeros, as TensorFlow does."
-    if distance(site.outputs, exact) <= LARGEST_PRECISION_LOSS * rms(exact):
+    declared = _declared_padding(module, layer.inputs[0])
+    zeros = f"Pad the input of {layer.tap} with zeros, as TensorFlow does."
+    if distance(layer.outputs, exact) <= LARGEST_PRECISION_LOSS * rms(exact):
         return None  # Less than what any other padding does.
     for mode in _PAD_MODES:
         try:
             outputs = [
                 apply_affine(module, F.pad(x, declared, mode=mode), own, [0] * len(declared))
-                for x in site.inputs
+                for x in layer.inputs
             ]
         except (RuntimeError, NotImplementedError):
             continue
-        if site.reproduces(outputs):
+        if layer.reproduces(outputs):
             return f"pads in mode {mode!r}, the reference with zeros", zeros
-    for name, pads in _paddings(site, declared):
+    for name, pads in _paddings(layer, declared):
         try:
-            outputs = [apply_affine(module, x, own, pads) for x in site.inputs]
+            outputs = [apply_affine(module, x, own, pads) for x in layer.inputs]
         except RuntimeError:
             continue
-        if site.reproduces(outputs):
+        if layer.reproduces(outputs):
             ours, theirs = (pairs(p) or "nothing" for p in (pads, declared))
-            mend = f"Pad the input of {site.tap} by {theirs}."
+            mend = f"Pad the input of {layer.tap} by {theirs}."
             return f"pads {ours} ({name}), the reference {theirs}", mend
-    if _only_at_borders(site, exact):
+    if _only_at_borders(layer, exact):
         return "pads otherwise than with zeros", zeros
     return None
 
 
-def _only_at_borders(site: Site, exact: Tensors) -> bool:
+def _only_at_borders(layer: FaultyLayer, exact: Tensors) -> bool:
     """Whether the layer's output is right wherever its window lies inside the input."""
-    module: Any = site.module
+    module: Any = layer.module
     inner, right = [], []
-    for x, out, wanted in zip(site.inputs, site.outputs, exact, strict=True):
+    for x, out, wanted in zip(layer.inputs, layer.outputs, exact, strict=True):
         if out.shape != wanted.shape:
             return False
         pads = _declared_padding(module, x)
@@ -191,36 +193,36 @@ def _only_at_borders(site: Site, exact: Tensors) -> bool:
             index.append(slice(inside[0], inside[-1] + 1))
         inner.append(out[tuple(index)])
         right.append(wanted[tuple(index)])
-    return distance(inner, right) / site.floor < SUSPECT
+    return distance(inner, right) / layer.floor < SUSPECT
 
 
-def _padding(site: Site, own: Mapping[str, Tensor]) -> list[Explanation]:
+def _padding(layer: FaultyLayer, own: Mapping[str, Tensor]) -> list[Explanation]:
     """Another rule of padding, by name or else by trying all."""
-    module: Any = site.module
+    module: Any = layer.module
     if max(module.kernel_size) == 1:
         return []
-    declared = _declared_padding(module, site.inputs[0])
-    for name, pads in _paddings(site, declared):
+    declared = _declared_padding(module, layer.inputs[0])
+    for name, pads in _paddings(layer, declared):
         try:
-            after = site.score([apply_affine(module, value, own, pads) for value in site.inputs])
+            after = layer.score([apply_affine(module, value, own, pads) for value in layer.inputs])
         except RuntimeError:
             continue
         if status_of(after) == "match":
-            rules = _padding_rules(site).items()
+            rules = _padding_rules(layer).items()
             is_rule = next((n for n, p in rules if p == declared), "its own rule")
             detail = (
                 f"pads {pairs(declared) or 'nothing'} ({is_rule}), "
                 f"the reference {pairs(pads) or 'nothing'} ({name})"
             )
-            mend = f"Pad the input of {site.tap} by {name}."
+            mend = f"Pad the input of {layer.tap} by {name}."
             return [Explanation("padding", detail, mend, after)]
     return []
 
 
-def _padding_rules(site: Site) -> dict[str, list[int]]:
+def _padding_rules(layer: FaultyLayer) -> dict[str, list[int]]:
     """Return what every rule that has a name pads, last axis first."""
-    module: Any = site.module
-    size = site.inputs[0].shape[2:]
+    module: Any = layer.module
+    size = layer.inputs[0].shape[2:]
     causal = isinstance(module, Conv) and module.causal
 
     def rule(pair: Callable[[int, int, int], tuple[int, int]]) -> list[int]:
@@ -238,18 +240,18 @@ def _padding_rules(site: Site) -> dict[str, list[int]]:
     }
 
 
-def _paddings(site: Site, declared: list[int]) -> Iterator[tuple[str, list[int]]]:
+def _paddings(layer: FaultyLayer, declared: list[int]) -> Iterator[tuple[str, list[int]]]:
     """Yield every other padding once: those of named rules first."""
     tried = [declared]
-    for name, pads in itertools.chain(_padding_rules(site).items(), _other_paddings(site)):
+    for name, pads in itertools.chain(_padding_rules(layer).items(), _other_paddings(layer)):
         if pads not in tried:
             tried.append(pads)
             yield name, pads
 
 
-def _other_paddings(site: Site) -> Iterator[tuple[str, list[int]]]:
-    module: Any = site.module
-    size, out = site.inputs[0].shape[2:], site.expected[0].shape[2:]
+def _other_paddings(layer: FaultyLayer) -> Iterator[tuple[str, list[int]]]:
+    module: Any = layer.module
+    size, out = layer.inputs[0].shape[2:], layer.expected[0].shape[2:]
     options: list[list[tuple[int, int]]] = []
     for axis in reversed(range(len(size))):
         k, s = module.kernel_size[axis], module.stride[axis]
@@ -265,18 +267,18 @@ def _other_paddings(site: Site) -> Iterator[tuple[str, list[int]]]:
         yield "a rule of its own", [n for pair in pairs for n in pair]
 
 
-def _fitted(site: Site, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
+def _fitted(layer: FaultyLayer, own: Mapping[str, Tensor]) -> Iterator[Explanation]:
     """Other numbers in the same layer do what the reference does: solved for, least squares."""
-    module: Any = site.module
-    solved = _solve(module, site.inputs, site.expected, "bias" in own)
+    module: Any = layer.module
+    solved = _solve(module, layer.inputs, layer.expected, "bias" in own)
     if solved is None:
         return
-    after = site.score([apply_affine(module, x, solved) for x in site.inputs])
+    after = layer.score([apply_affine(module, x, solved) for x in layer.inputs])
     if status_of(after) != "match":
         return
     share = {name: share_of(own[name], value) for name, value in solved.items()}
     name = max(share, key=lambda key: share[key])
-    full = site.parameter(name)
+    full = layer.parameter(name)
     scale = float((own[name] * solved[name]).sum() / (solved[name] ** 2).sum())
     if own[name].numel() > 1 and equal(own[name], scale * solved[name], 1e-3):
         yield Explanation(

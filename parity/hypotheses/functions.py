@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from movinet_port.layers import ACTIVATIONS, GATES
-from parity.hypotheses.site import Explanation, Site, distance, precision, rms
-from parity.report import status_of
+from parity.hypotheses.faulty_layer import Explanation, FaultyLayer, distance, precision, rms
+from parity.reports.report import status_of
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: kind() for name, kind in {**ACTIVATIONS, **GATES}.items()},
@@ -27,33 +27,33 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def elementwise(site: Site) -> Iterator[Explanation]:
+def elementwise(layer: FaultyLayer) -> Iterator[Explanation]:
     """Which function the layer computes, and which the reference."""
-    if any(a.shape != b.shape for a, b in zip(site.inputs, site.expected, strict=True)):
+    if any(a.shape != b.shape for a, b in zip(layer.inputs, layer.expected, strict=True)):
         return
     ours = "something else"
     right: list[tuple[str, float]] = []
     closest = math.inf
     for name, function in FUNCTIONS.items():
-        outputs = [function(x) for x in site.inputs]
-        if status_of(after := site.score(outputs)) == "match":
+        outputs = [function(x) for x in layer.inputs]
+        if status_of(after := layer.score(outputs)) == "match":
             right.append((name, after))
-        if (far := distance(outputs, site.outputs)) < closest:
+        if (far := distance(outputs, layer.outputs)) < closest:
             closest = far
-            if far <= 1e-5 * rms(site.outputs) + 1e-12:
+            if far <= 1e-5 * rms(layer.outputs) + 1e-12:
                 ours = name
     for name, _ in right:
-        exact = [FUNCTIONS[name](x) for x in site.inputs]
+        exact = [FUNCTIONS[name](x) for x in layer.inputs]
         if ours in (name, "something else"):
-            slow = list(precision(site, exact))
+            slow = list(precision(layer, exact))
             if slow:
                 yield from slow
                 return
-    cause = "gate" if site.tap.endswith("expand.activation") else "activation"
+    cause = "gate" if layer.tap.endswith("expand.activation") else "activation"
     for name, after in right:
         yield Explanation(
             cause,
             f"computes {ours}, the reference {name}",
-            f"Use {name} in {site.tap}.",
+            f"Use {name} in {layer.tap}.",
             after,
         )

@@ -10,8 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from parity.hypotheses.convolutions import pairs
-from parity.hypotheses.site import Explanation, Site, Tensors, distance, precision, rms
-from parity.report import status_of
+from parity.hypotheses.faulty_layer import (
+    Explanation,
+    FaultyLayer,
+    Tensors,
+    distance,
+    precision,
+    rms,
+)
+from parity.reports.report import status_of
 
 
 def _average(x: Tensor, pads: list[int], include: bool) -> Tensor:
@@ -23,9 +30,9 @@ def _average(x: Tensor, pads: list[int], include: bool) -> Tensor:
     return window_sum(x) / window_sum(torch.ones_like(x[:1, :1, :1]))
 
 
-def window_average(site: Site) -> Iterator[Explanation]:
+def window_average(layer: FaultyLayer) -> Iterator[Explanation]:
     """How the windows are padded, and what is counted."""
-    size, out = site.inputs[0].shape[3:], site.expected[0].shape[3:]
+    size, out = layer.inputs[0].shape[3:], layer.expected[0].shape[3:]
     options: list[list[tuple[int, int]]] = []
     for n, m in zip(size, out, strict=True):
         least = max((m - 1) * 2 + 3 - n, 0)
@@ -37,16 +44,16 @@ def window_average(site: Site) -> Iterator[Explanation]:
             pads = [*width, *height]
             if max(pads) > 2:
                 continue
-            outputs = [_average(x, pads, include) for x in site.inputs]
-            after = site.score(outputs)
+            outputs = [_average(x, pads, include) for x in layer.inputs]
+            after = layer.score(outputs)
             if right is None and status_of(after) == "match":
                 right = (pads, include, after)
-            if ours is None and site.reproduces(outputs):
+            if ours is None and layer.reproduces(outputs):
                 ours = (pads, include)
     if right is None:
         return
     pads, include, after = right
-    slow = list(precision(site, [_average(x, pads, include) for x in site.inputs]))
+    slow = list(precision(layer, [_average(x, pads, include) for x in layer.inputs]))
     if slow:
         yield from slow
         return
@@ -54,23 +61,23 @@ def window_average(site: Site) -> Iterator[Explanation]:
         yield Explanation(
             "padding",
             f"pads {pairs(ours[0])}, the reference {pairs(pads)}",
-            f"Pad {site.tap} by {pairs(pads)}, as TensorFlow's SAME.",
+            f"Pad {layer.tap} by {pairs(pads)}, as TensorFlow's SAME.",
             after,
         )
         return
-    if ours is not None or _ratio_only(site):
+    if ours is not None or _ratio_only(layer):
         counts = "counts" if include else "does not count"
         yield Explanation(
             "pool-divisor",
             f"divides by another number of cells; the reference {counts} padded ones",
-            f"Divide by the cells inside the clip in {site.tap}.",
+            f"Divide by the cells inside the clip in {layer.tap}.",
             after,
         )
 
 
-def _ratio_only(site: Site) -> bool:
+def _ratio_only(layer: FaultyLayer) -> bool:
     """Whether each cell is a multiple of the reference's, the same for all channels."""
-    for out, right in zip(site.outputs, site.expected, strict=True):
+    for out, right in zip(layer.outputs, layer.expected, strict=True):
         if out.shape != right.shape:
             return False
         ratio = (out * right).sum(dim=(0, 1)) / (right * right).sum(dim=(0, 1))
@@ -79,33 +86,33 @@ def _ratio_only(site: Site) -> bool:
     return True
 
 
-def mean(site: Site) -> Iterator[Explanation]:
+def mean(layer: FaultyLayer) -> Iterator[Explanation]:
     """A mean over space, or over space and time, or over the video so far."""
-    cause = "se-pooling" if "squeeze_excitation" in site.tap else "pool-divisor"
-    candidates = _means(site)
-    right = {name: out for name, out in candidates.items() if site.fits(out)}
-    ours = next((n for n, out in candidates.items() if site.reproduces(out)), "something else")
+    cause = "se-pooling" if "squeeze_excitation" in layer.tap else "pool-divisor"
+    candidates = _means(layer)
+    right = {name: out for name, out in candidates.items() if layer.fits(out)}
+    ours = next((n for n, out in candidates.items() if layer.reproduces(out)), "something else")
     if ours in right or ours == "something else":
-        slow = [e for exact in right.values() for e in precision(site, exact)]
+        slow = [e for exact in right.values() for e in precision(layer, exact)]
         if slow:
             yield slow[0]
             return
-    if cause == "pool-divisor" and not ("mean" in ours or "sum" in ours or _ratio_only(site)):
+    if cause == "pool-divisor" and not ("mean" in ours or "sum" in ours or _ratio_only(layer)):
         cause = "unknown"
     for name, outputs in right.items():
         yield Explanation(
             cause,
             f"gives {ours}, the reference {name}",
-            f"Make {site.tap} {name}.",
-            site.score(outputs),
+            f"Make {layer.tap} {name}.",
+            layer.score(outputs),
         )
 
 
-def _means(site: Site) -> dict[str, Tensors]:
-    assert site.flow is not None
-    before = site.flow.pools_before(site.tap)
+def _means(layer: FaultyLayer) -> dict[str, Tensors]:
+    assert layer.reference is not None
+    before = layer.reference.pools_before(layer.tap)
     candidates: dict[str, Tensors] = {}
-    for number, x in enumerate(site.inputs):
+    for number, x in enumerate(layer.inputs):
         space = x.mean(dim=(3, 4), keepdim=True)
         sums = torch.cumsum(space, dim=2)
         frames = torch.arange(1, x.shape[2] + 1, dtype=torch.float64).view(1, 1, -1, 1, 1)
@@ -122,7 +129,7 @@ def _means(site: Site) -> dict[str, Tensors]:
             "the sum over the video so far, after each frame": sums + total,
             "the last frame's mean": space[:, :, -1:],
         }
-        shape = site.expected[number].shape
+        shape = layer.expected[number].shape
         for name, value in values.items():
             if value.shape != shape and value.shape[2] == 1 and shape[3:] == (1, 1):
                 value = value.expand(shape)

@@ -8,31 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.hypotheses.site import EQUAL, Explanation, Site, Tensors, distance, precision, rms
-from parity.report import status_of
+from parity.hypotheses.faulty_layer import (
+    EQUAL,
+    Explanation,
+    FaultyLayer,
+    Tensors,
+    distance,
+    precision,
+    rms,
+)
+from parity.reports.report import status_of
 
 
-def scale(site: Site) -> Iterator[Explanation]:
+def scale(layer: FaultyLayer) -> Iterator[Explanation]:
     """By which scalar the branch is multiplied."""
-    module: Any = site.module
+    module: Any = layer.module
     own = float(module.scale.detach())
-    exact = [own * x for x in site.inputs]
-    if site.fits(exact):
-        slow = list(precision(site, exact))
+    exact = [own * x for x in layer.inputs]
+    if layer.fits(exact):
+        slow = list(precision(layer, exact))
         if slow:
             yield from slow
             return
-    square = sum(float((x * x).sum()) for x in site.inputs)
-    product = sum(float((x * y).sum()) for x, y in zip(site.inputs, site.expected, strict=True))
+    square = sum(float((x * x).sum()) for x in layer.inputs)
+    product = sum(float((x * y).sum()) for x, y in zip(layer.inputs, layer.expected, strict=True))
     fitted = product / square if square else 0.0
-    applied = sum(float((x * y).sum()) for x, y in zip(site.inputs, site.outputs, strict=True)) / (
-        square or 1.0
-    )
-    after = site.score([fitted * x for x in site.inputs])
+    applied = sum(
+        float((x * y).sum()) for x, y in zip(layer.inputs, layer.outputs, strict=True)
+    ) / (square or 1.0)
+    after = layer.score([fitted * x for x in layer.inputs])
     if status_of(after) != "match":
         return
-    full = site.parameter("scale")
-    stored = _stored(site, own, after)
+    full = layer.parameter("scale")
+    stored = _stored(layer, own, after)
     if stored is not None:
         yield stored
         return
@@ -53,27 +61,27 @@ def scale(site: Site) -> Iterator[Explanation]:
         after,
         full,
     )
-    yield from _another(site, own, after)
+    yield from _another(layer, own, after)
 
 
-def _stored(site: Site, own: float, after: float) -> Explanation | None:
+def _stored(layer: FaultyLayer, own: float, after: float) -> Explanation | None:
     """The scalar is the reference's, in fewer bits."""
-    truth = site.truth.get("scale")
+    truth = layer.truth.get("scale")
     if truth is None or own == float(truth):
         return None
     for dtype in (torch.bfloat16, torch.float16):
         if own == float(truth.to(dtype)):
-            full, kind = site.parameter("scale"), str(dtype).removeprefix("torch.")
+            full, kind = layer.parameter("scale"), str(dtype).removeprefix("torch.")
             mend = f"Load {full} in float32."
             return Explanation("precision", f"stored in {kind}", mend, after, full)
     return None
 
 
-def _another(site: Site, own: float, after: float) -> Iterator[Explanation]:
+def _another(layer: FaultyLayer, own: float, after: float) -> Iterator[Explanation]:
     """The scalar is another layer's."""
-    full = site.parameter("scale")
+    full = layer.parameter("scale")
     kind = ".".join(full.split(".")[-2:])
-    for name, value in site.everything.items():
+    for name, value in layer.everything.items():
         same = (
             own != 0 and abs(float(value) - own) <= EQUAL * abs(own) if value.ndim == 0 else False
         )
@@ -82,41 +90,41 @@ def _another(site: Site, own: float, after: float) -> Iterator[Explanation]:
             yield Explanation("tensor-swapped", f"it holds {name}", mend, after, full)
 
 
-def positional_encoding(site: Site) -> Iterator[Explanation]:
+def positional_encoding(layer: FaultyLayer) -> Iterator[Explanation]:
     """Which sinusoid, from which frame on, times which scalar."""
-    assert site.flow is not None
-    module: Any = site.module
+    assert layer.reference is not None
+    module: Any = layer.module
     own = float(module.scale.detach())
-    added = [y - x for x, y in zip(site.inputs, site.expected, strict=True)]
-    ours = [y - x for x, y in zip(site.inputs, site.outputs, strict=True)]
-    first = site.flow.frames_before()
+    added = [y - x for x, y in zip(layer.inputs, layer.expected, strict=True)]
+    ours = [y - x for x, y in zip(layer.inputs, layer.outputs, strict=True)]
+    first = layer.reference.frames_before()
     found: list[tuple[str, float, float]] = []
     applied: tuple[str, float] | None = None
     for kind in _WAVES:
         for offset in (0, 1, -1):
             waves = [
                 _wave(kind, x.shape[1], x.shape[2], n + offset).expand_as(x)
-                for x, n in zip(site.inputs, first, strict=True)
+                for x, n in zip(layer.inputs, first, strict=True)
             ]
             name = kind if not offset else f"{kind}, {offset:+d} frame"
             scale, far = _fit(waves, added)
-            after = far / site.floor
+            after = far / layer.floor
             if status_of(after) == "match":
                 found.append((name, scale, after))
             scale, far = _fit(waves, ours)
-            if applied is None and far <= 1e-5 * rms(site.outputs):
+            if applied is None and far <= 1e-5 * rms(layer.outputs):
                 applied = (name, scale)
     if rms(ours) == 0 and own != 0:
         applied = ("nothing", 0.0)
     for name, scale, after in found[:1]:
-        full = site.parameter("scale")
-        stored = _stored(site, own, after)
+        full = layer.parameter("scale")
+        stored = _stored(layer, own, after)
         if stored is not None and applied is not None and applied[0] == name:
             yield stored
             return
         if applied is None:
-            exact = [x + a for x, a in zip(site.inputs, added, strict=True)]
-            slow = list(precision(site, exact, guess=False))
+            exact = [x + a for x, a in zip(layer.inputs, added, strict=True)]
+            slow = list(precision(layer, exact, guess=False))
             if slow:
                 yield from slow
                 return
@@ -131,7 +139,7 @@ def positional_encoding(site: Site) -> Iterator[Explanation]:
             yield Explanation(
                 "positional-encoding",
                 f"adds {applied[0]}, the reference {name}",
-                f"Add {name} in {site.tap}.",
+                f"Add {name} in {layer.tap}.",
                 after,
                 full,
             )
@@ -144,7 +152,7 @@ def positional_encoding(site: Site) -> Iterator[Explanation]:
                 full,
             )
             if applied[0] == name:
-                yield from _another(site, own, after)
+                yield from _another(layer, own, after)
 
 
 def _fit(waves: Tensors, added: Tensors) -> tuple[float, float]:

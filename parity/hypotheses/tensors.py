@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from parity.hypotheses.site import (
+from parity.hypotheses.faulty_layer import (
     EQUAL,
     Explanation,
-    Site,
+    FaultyLayer,
     Tensors,
     distance,
     equal,
     rms,
 )
-from parity.report import status_of
+from parity.reports.report import status_of
 
 
 def explain_parameter(
@@ -187,13 +187,13 @@ def flips(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def parameters_of(
-    site: Site, compute: Callable[[Mapping[str, Tensor]], Tensors], names: Sequence[str]
+    layer: FaultyLayer, compute: Callable[[Mapping[str, Tensor]], Tensors], names: Sequence[str]
 ) -> Iterator[Explanation]:
     """The layer is right, and its tensors are not: the reference's own ones, or ours rearranged."""
-    own = tensors_of(site.module, names)
-    wrong = differing(site, own)
+    own = tensors_of(layer.module, names)
+    wrong = differing(layer, own)
     if wrong:
-        after = site.score(compute({**own, **{name: site.truth[name] for name in wrong}}))
+        after = layer.score(compute({**own, **{name: layer.truth[name] for name in wrong}}))
         if status_of(after) == "match":
             # What makes no difference to the output is no cause.
             needed = [
@@ -201,28 +201,28 @@ def parameters_of(
                 for name in wrong
                 if len(wrong) == 1
                 or status_of(
-                    site.score(compute({**own, **{n: site.truth[n] for n in wrong if n != name}}))
+                    layer.score(compute({**own, **{n: layer.truth[n] for n in wrong if n != name}}))
                 )
                 != "match"
             ]
-            yield from relations(site, own, needed, after)
+            yield from relations(layer, own, needed, after)
             return
-    yield from _rearranged(site, compute, own, names)
+    yield from _rearranged(layer, compute, own, names)
 
 
-def differing(site: Site, own: Mapping[str, Tensor]) -> list[str]:
+def differing(layer: FaultyLayer, own: Mapping[str, Tensor]) -> list[str]:
     """Return which of a module's tensors are not the reference's."""
-    return [n for n in own if n in site.truth and not _same(own[n], site.truth[n])]
+    return [n for n in own if n in layer.truth and not _same(own[n], layer.truth[n])]
 
 
 def relations(
-    site: Site, own: Mapping[str, Tensor], names: Sequence[str], after: float
+    layer: FaultyLayer, own: Mapping[str, Tensor], names: Sequence[str], after: float
 ) -> Iterator[Explanation]:
     """Say of each tensor how it relates to the reference's."""
     for name in names:
-        full = site.parameter(name)
+        full = layer.parameter(name)
         for cause, detail, mend in explain_parameter(
-            full, own[name], site.truth[name], site.everything
+            full, own[name], layer.truth[name], layer.everything
         ):
             yield Explanation(cause, detail, mend, after, full)
 
@@ -232,7 +232,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _rearranged(
-    site: Site,
+    layer: FaultyLayer,
     compute: Callable[[Mapping[str, Tensor]], Tensors],
     own: Mapping[str, Tensor],
     names: Sequence[str],
@@ -241,10 +241,10 @@ def _rearranged(
     for name in names:
         if name not in own:
             continue
-        full, value = site.parameter(name), own[name]
+        full, value = layer.parameter(name), own[name]
         if value.ndim > 1:
             for how, _, tensor in arrangements(value):
-                if status_of(after := site.score(compute({**own, name: tensor}))) == "match":
+                if status_of(after := layer.score(compute({**own, name: tensor}))) == "match":
                     yield Explanation(
                         "kernel-layout",
                         f"right with {how}",
@@ -253,7 +253,7 @@ def _rearranged(
                         full,
                     )
             for axes, tensor in flips(value):
-                if status_of(after := site.score(compute({**own, name: tensor}))) == "match":
+                if status_of(after := layer.score(compute({**own, name: tensor}))) == "match":
                     yield Explanation(
                         "kernel-flip",
                         f"right when reversed along {axes}",
@@ -261,10 +261,10 @@ def _rearranged(
                         after,
                         full,
                     )
-        for other, tensor in site.own.items():
+        for other, tensor in layer.own.items():
             if other == full or tensor.shape != value.shape or not tensor.is_floating_point():
                 continue
-            if status_of(after := site.score(compute({**own, name: tensor.double()}))) == "match":
+            if status_of(after := layer.score(compute({**own, name: tensor.double()}))) == "match":
                 yield Explanation(
                     "tensor-swapped",
                     f"its tensor is in {other}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from movinet_port.layers import Bottleneck, Classifier, SqueezeExcitation
 from movinet_port.model import MoViNet
 from movinet_port.streams import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
+from parity.comparison import Comparison
 from parity.taps import INPUT
-
-if TYPE_CHECKING:
-    from parity.compare import Comparison
 
 # Largest share by which an argument may differ: only copies and sums of float32 lie between.
 _SAME = 1e-6
@@ -64,7 +62,7 @@ class Change:
     parameter: str | None = None
 
 
-class Flow:
+class ReferenceInputs:
     """The arguments that each layer should get.
 
     Args:
@@ -72,7 +70,7 @@ class Flow:
     """
 
     def __init__(self, comparison: Comparison) -> None:
-        network = comparison.subject.network
+        network = comparison.model.network
         assert network is not None
         assert isinstance(network, MoViNet)  # the diagnosis is not for optimised ones
         self.network = network
@@ -83,35 +81,35 @@ class Flow:
         """Return the first argument of a tap's module for each chunk, float64; None if unknown."""
         if tap == INPUT:
             return None
-        values = [self._input(tap, number) for number in range(len(self.comparison.parts))]
+        values = [self._input(tap, number) for number in range(len(self.comparison.chunks))]
         return None if any(value is None for value in values) else values  # type: ignore[return-value]
 
     def value(self, tap: str, number: int) -> Tensor:
         """Return the reference's value of a tap for one chunk, float64."""
-        return torch.from_numpy(self.comparison.moments[number].activations[tap]).double()
+        return torch.from_numpy(self.comparison.expected[number].activations[tap]).double()
 
     def state_before(self, name: str, number: int) -> Tensor:
         """Return the reference's state before a chunk, float64; zeros before the first."""
-        moments = self.comparison.moments
-        value = torch.from_numpy(moments[max(number - 1, 0)].states[name]).double()
+        expected = self.comparison.expected
+        value = torch.from_numpy(expected[max(number - 1, 0)].states[name]).double()
         return value if number else torch.zeros_like(value)
 
     def frames_before(self) -> list[int]:
         """Return how many frames of the video came before each chunk."""
-        frames = [part.shape[2] for part in self.comparison.parts]
+        frames = [part.shape[2] for part in self.comparison.chunks]
         return [sum(frames[:number]) for number in range(len(frames))]
 
     def pools_before(self, tap: str) -> list[tuple[Tensor, int]]:
         """Return (sum of the frames' means, number of frames) before each chunk."""
         name = self._pool_state(tap)
         seen = self.frames_before()
-        if name is None or name not in self.comparison.moments[0].states:
+        if name is None or name not in self.comparison.expected[0].states:
             return [(torch.zeros(1, dtype=torch.float64), 0) for _ in seen]
         return [(self.state_before(name, number), count) for number, count in enumerate(seen)]
 
     def residual_parts(self, layer: str) -> dict[str, list[Tensor]]:
         """Return what a layer's residual sum could be made of."""
-        numbers = range(len(self.comparison.parts))
+        numbers = range(len(self.comparison.chunks))
         before = self._before(layer)
         parts = {"the branch": [self.value(f"{layer}.rezero", n) for n in numbers]}
         skip = f"{layer}.skip.norm"
@@ -123,7 +121,7 @@ class Flow:
 
     def gate_parts(self, tap: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return the gates and what they gate."""
-        numbers = range(len(self.comparison.parts))
+        numbers = range(len(self.comparison.chunks))
         layer = tap.rpartition(".")[0]
         gated = self._first(layer, ("depthwise.temporal_activation", "depthwise.activation"))
         return (
@@ -165,7 +163,7 @@ class Flow:
         reference = next(module.parameters(), None)
         dtype = torch.float32 if reference is None else reference.dtype
         with torch.no_grad():
-            for number in range(len(self.comparison.parts)):
+            for number in range(len(self.comparison.chunks)):
                 x = self._input(tap, number)
                 if x is None:
                     return None
@@ -224,7 +222,7 @@ class Flow:
         shifted = self._shift(name, number, own)
         if shifted is not None:
             return change(f"off by {shifted} frame{'s' if abs(shifted) > 1 else ''}")
-        initial = self.comparison.subject.initial.get(name)
+        initial = self.comparison.model.initial.get(name)
         if initial is not None and float(initial.abs().max()) > 0:
             return change("stale: it started from another video")
         scale = float((own * right).sum() / (right * right).sum())
@@ -372,7 +370,7 @@ class Flow:
             return None
         owner = owner.removesuffix(".depthwise")
         name = f"{owner}.{STREAM_BUFFER}"
-        if name not in self.comparison.moments[0].states or self._stream_conv(owner) != tap:
+        if name not in self.comparison.expected[0].states or self._stream_conv(owner) != tap:
             return None
         return name
 
@@ -385,7 +383,7 @@ class Flow:
 
     def _states_of(self, tap: str) -> list[tuple[int, str]]:
         """Return (position, state) of a module's further arguments."""
-        states = self.comparison.moments[0].states
+        states = self.comparison.expected[0].states
         if FRAME_COUNT not in states:
             return []
         if tap.endswith(".positional_encoding"):

@@ -19,12 +19,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parity.errors import ComparisonError
-from parity.report import CAUSES, Report
+from parity.reports.report import CAUSES, Report
 
 if TYPE_CHECKING:
     import jinja2
 
-# What the report's JSON holds, as `parity.report` documents it.
+# What the report's JSON holds, as `parity.reports.report` documents it.
 Data: TypeAlias = dict[str, Any]
 
 # Powers of ten, in floor units, that the curve shows at least and at most downwards.
@@ -126,7 +126,7 @@ def _template() -> jinja2.Template:
 
 
 def _resource(name: str) -> str:
-    return (files("parity") / "templates" / name).read_text(encoding="utf-8")
+    return (files("parity.reports") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _embedded(text: str) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from parity.report import MISMATCH, SUSPECT, Diagnosis, LayerResult, Report, StateResult
+from parity.reports.report import MISMATCH, SUSPECT, Diagnosis, LayerResult, Report, StateResult
 
 _WORST = 8
 _COLOURS = {"match": "green", "parity": "green", "suspect": "yellow", "mismatch": "red"}

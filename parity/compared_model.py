@@ -22,7 +22,7 @@ from movinet_port.layers import ClipPool, CumulativePool, SpatialPool
 from movinet_port.model import MoViNet
 from parity.errors import ComparisonError
 from parity.optimised import Optimised, Sum
-from parity.taps import INPUT, default_table, find_network
+from parity.taps import INPUT, model_taps
 
 Array: TypeAlias = NDArray[Any]
 
@@ -50,14 +50,14 @@ class Recorded:
 
 
 @dataclasses.dataclass(frozen=True)
-class Forced:
+class Replacements:
     """The reference's values for one chunk: of each tap, and of each state before it."""
 
     activations: Mapping[str, Array]
     states_before: Mapping[str, Array]
 
 
-class Subject:
+class ComparedModel:
     """A PyTorch network and where its taps are.
 
     Args:
@@ -126,7 +126,7 @@ class Subject:
         chunks: Sequence[Array],
         *,
         dtype: torch.dtype | None = None,
-        forced: Sequence[Forced] | None = None,
+        replacements: Sequence[Replacements] | None = None,
         watch: Watch | None = None,
         summing: float = 0.0,
     ) -> list[Recorded]:
@@ -135,8 +135,8 @@ class Subject:
         Args:
             chunks: each (batch, channels, frames, height, width).
             dtype: to compute in; None for the network as it is.
-            forced: values to put in the place of each tap's, and of the states before each chunk
-                but the first: a video's beginning is the network's own business.
+            replacements: values to put in the place of each tap's, and of the states before each
+                chunk but the first: a video's beginning is the network's own business.
             watch: called with each value before it is replaced; without it, values are kept.
             summing: noise to add to each mean over a clip, as a share of its root mean square
                 for each root of the number of summands.
@@ -154,7 +154,7 @@ class Subject:
             torch.manual_seed(0)
             clip_type = self.dtype
             for number, chunk in enumerate(chunks):
-                values = None if forced is None else forced[number]
+                values = None if replacements is None else replacements[number]
                 if values is not None and number > 0:
                     self._set_states(values.states_before, chunk)
                 record = Recorded()
@@ -167,9 +167,9 @@ class Subject:
         return recorded
 
     def capture(
-        self, chunks: Sequence[Array], forced: Sequence[Forced], taps: frozenset[str]
+        self, chunks: Sequence[Array], replacements: Sequence[Replacements], taps: frozenset[str]
     ) -> dict[str, list[tuple[tuple[Any, ...], Any]]]:
-        """Return (arguments, result) of some taps' modules for each chunk, on forced values."""
+        """Return (arguments, result) of some taps' modules for each chunk, on replacements."""
         captured: dict[str, list[tuple[tuple[Any, ...], Any]]] = {tap: [] for tap in taps}
 
         def keeper(tap: str) -> Callable[..., None]:
@@ -180,7 +180,7 @@ class Subject:
 
         handles = [self.modules[tap].register_forward_hook(keeper(tap)) for tap in taps]
         try:
-            self.run(chunks, forced=forced, watch=lambda *_: None)
+            self.run(chunks, replacements=replacements, watch=lambda *_: None)
         finally:
             for handle in handles:
                 handle.remove()
@@ -188,7 +188,11 @@ class Subject:
 
     @contextlib.contextmanager
     def _watched(
-        self, number: int, keep: dict[str, Tensor], forced: Forced | None, watch: Watch | None
+        self,
+        number: int,
+        keep: dict[str, Tensor],
+        replacements: Replacements | None,
+        watch: Watch | None,
     ) -> Iterator[None]:
         seen: set[str] = set()
 
@@ -203,9 +207,9 @@ class Subject:
                 watch(number, tap, value.detach())
             else:
                 keep[tap] = value.detach().clone()
-            if forced is None:
+            if replacements is None:
                 return None
-            return torch.from_numpy(forced.activations[tap]).to(value.dtype)
+            return torch.from_numpy(replacements.activations[tap]).to(value.dtype)
 
         def after(tap: str) -> Callable[..., Any]:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -304,3 +308,33 @@ class Subject:
                 module._buffers[name] = buffer
             if network is not None:
                 network._state, network._stream_shape = state, shape
+
+
+def find_network(model: nn.Module) -> tuple[str, MoViNet | Optimised] | None:
+    """Return (path, network) of the one MoViNet that `model` is or contains, or None."""
+    kinds = (MoViNet, Optimised)
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, kinds)]
+    if len(found) > 1:
+        raise ComparisonError(
+            f"the model contains {len(found)} MoViNets ({', '.join(path for path, _ in found)}); "
+            f"compare one at a time"
+        )
+    return found[0] if found else None
+
+
+def default_table(model: nn.Module) -> dict[str, str]:
+    """Return tap -> path of the module in `model`, of the MoViNet that it is or contains.
+
+    Raises:
+        ComparisonError: there is none, so that the pairing must be given.
+    """
+    found = find_network(model)
+    if found is None:
+        raise ComparisonError(
+            f"{type(model).__name__} is no MoViNet and contains none: give a table of the "
+            f"reference's names and the model's modules"
+        )
+    prefix, network = found
+    taps = network.taps if isinstance(network, Optimised) else model_taps(network)
+    paths: dict[str, Any] = {name: f"{prefix}.{name}".strip(".") for name in taps if name != INPUT}
+    return {INPUT: prefix, **paths}

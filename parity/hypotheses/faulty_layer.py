@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from parity.compare import Comparison
-from parity.flow import Flow
-from parity.report import status_of
+from parity.comparison import Comparison
+from parity.reference_inputs import ReferenceInputs
+from parity.reports.report import status_of
 from parity.taps import INPUT
 
 # A tensor is another one if no value differs by more than this share of the largest.
@@ -41,14 +41,14 @@ class Explanation:
     parameter: str | None = None
 
 
-class Site:
+class FaultyLayer:
     """One layer that introduces an error, and all that is known about it.
 
     Attributes:
         tap, path, module: the layer.
         before: error that it introduces, in floor units.
         expected: the reference's output for each chunk, float64.
-        args: what the module got in each chunk while all taps were forced.
+        args: what the module got in each chunk while every tap had the reference's value.
         outputs: what it gave.
         inputs: the reference's own first argument of it for each chunk, float64.
         truth: the reference's tensors of this module, by name inside the module; may be empty.
@@ -62,17 +62,17 @@ class Site:
         tap: str,
         captured: Sequence[tuple[tuple[Any, ...], Any]],
         parameters: Mapping[str, Tensor],
-        flow: Flow | None,
+        reference: ReferenceInputs | None,
     ) -> None:
         self.comparison = comparison
-        self.flow = flow
+        self.reference = reference
         self.tap = tap
-        self.path = comparison.subject.path(tap) if tap != INPUT else INPUT
-        self.module = comparison.subject.modules[tap]
+        self.path = comparison.model.path(tap) if tap != INPUT else INPUT
+        self.module = comparison.model.modules[tap]
         self.before = comparison.error(tap)
         self.floor = comparison.floor(tap)
         self.expected: Tensors = [
-            torch.from_numpy(moment.activations[tap]).double() for moment in comparison.moments
+            torch.from_numpy(values.activations[tap]).double() for values in comparison.expected
         ]
         self.args = [args for args, _ in captured]
         self.outputs: Tensors = [
@@ -82,10 +82,10 @@ class Site:
             args[0].double() if args and isinstance(args[0], Tensor) else torch.empty(0)
             for args in self.args
         ]
-        known = flow.inputs(tap) if flow is not None else None
+        known = reference.inputs(tap) if reference is not None else None
         self.inputs: Tensors = known if known is not None else self.given
         self.everything = parameters
-        self.own = comparison.subject.parameters()
+        self.own = comparison.model.parameters()
         prefix = f"{self.path}."
         self.truth = {
             name.removeprefix(prefix): value.double()
@@ -138,36 +138,36 @@ def equal(a: Tensor, b: Tensor, tolerance: float = EQUAL) -> bool:
 
 
 def precision(
-    site: Site, exact: Tensors, what: str = "computes", *, guess: bool = True
+    layer: FaultyLayer, exact: Tensors, what: str = "computes", *, guess: bool = True
 ) -> Iterator[Explanation]:
     """The layer does what it should, in fewer bits.
 
     Args:
-        site: the layer.
+        layer: the layer.
         exact: what it should give, and what it would give in all bits.
         what: how the detail begins.
         guess: whether noise of the right size is enough; else only values of a narrower type are.
     """
-    after = site.score(exact)
-    if status_of(after) != "match" or not same_shapes(site.outputs, exact):
+    after = layer.score(exact)
+    if status_of(after) != "match" or not same_shapes(layer.outputs, exact):
         return
-    lost = distance(site.outputs, exact)
+    lost = distance(layer.outputs, exact)
     if not 0 < lost <= LARGEST_PRECISION_LOSS * rms(exact):
         return
     for dtype in (torch.bfloat16, torch.float16):
-        if all(torch.equal(out, out.to(dtype).double()) for out in site.outputs):
+        if all(torch.equal(out, out.to(dtype).double()) for out in layer.outputs):
             name = str(dtype).removeprefix("torch.")
             yield Explanation(
-                "precision", f"{what} in {name}", f"Run {site.tap} in float32.", after
+                "precision", f"{what} in {name}", f"Run {layer.tap} in float32.", after
             )
             return
     guess = guess and lost <= LARGEST_GUESS * rms(exact)
-    if guess and not _systematic(site.outputs, exact):
+    if guess and not _systematic(layer.outputs, exact):
         bits = max(1, round(-math.log2(lost / rms(exact))))
         yield Explanation(
             "precision",
             f"{what} with about {bits} bits instead of 24",
-            f"Run {site.tap} in float32, without autocast or TF32.",
+            f"Run {layer.tap} in float32, without autocast or TF32.",
             after,
         )
 

@@ -1,0 +1,16 @@
+"""What a PyTorch network is compared with."""
+
+from parity.references.programs import FunctionReference, ModelReference
+from parity.references.reference import ChunkValues, Reference
+from parity.references.saved import SavedReference, save_reference
+from parity.references.saved_model import SavedModelReference
+
+__all__ = [
+    "ChunkValues",
+    "FunctionReference",
+    "ModelReference",
+    "Reference",
+    "SavedModelReference",
+    "SavedReference",
+    "save_reference",
+]

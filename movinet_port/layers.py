@@ -274,6 +274,17 @@ class Scale(nn.Module):
         return self.scale * x
 
 
+def encoding_rates(channels: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Return by how much the angle of each channel's sinusoid grows from frame to frame.
+
+    Of these (channels,) the even ones are of sines and the odd ones of cosines, and the reference
+    does not interleave them: all sines come first, then all cosines.
+    """
+    index = torch.arange(channels, device=device)
+    power = (2 * (index // 2)).to(dtype) / channels
+    return 1.0 / torch.pow(torch.as_tensor(10_000.0, dtype=dtype, device=device), power)
+
+
 class PositionalEncoding(Scale):
     """A sinusoid of the frame's number in the video, times one learned scalar."""
 
@@ -288,12 +299,9 @@ class PositionalEncoding(Scale):
         """
         channels, frames = x.shape[1], x.shape[2]
         dtype = at_least_float32(x.dtype)
-        index = torch.arange(channels, device=x.device)
-        power = (2 * (index // 2)).to(dtype) / channels
-        rate = 1.0 / torch.pow(torch.as_tensor(10_000.0, dtype=dtype, device=x.device), power)
+        rate = encoding_rates(channels, dtype, x.device)
         position = first_frame[:, None] + torch.arange(frames, device=x.device)
         angle = rate[None, :, None] * position[:, None, :].to(dtype)
-        # All sines, then all cosines: the reference does not interleave them.
         waves = torch.cat([torch.sin(angle[:, 0::2]), torch.cos(angle[:, 1::2])], dim=1)
         return x + super().forward(waves.to(x.dtype))[:, :, :, None, None]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from movinet_port.export.shape import LOGITS, NEXT, VIDEO, Axis
-from movinet_port.layers import legacy_padding, same_padding
+from movinet_port.layers import encoding_rates, legacy_padding, same_padding
 from movinet_port.spec import LayerSpec, ModelSpec, Triple
 from movinet_port.stages import bottleneck
 from movinet_port.streams import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
@@ -341,9 +341,7 @@ class _Emitter:
     def _positional_encoding(self, name: str, x: str, layer: str) -> str:
         # The numbers are computed as the network does, so that they are the same.
         channels = self.spec.se_pooled_filters(self._width(layer))
-        index = torch.arange(channels)
-        power = (2 * (index // 2)).to(torch.float32) / channels
-        rate = (1.0 / torch.pow(torch.tensor(10_000.0), power)).numpy()[None, :, None]
+        rate = encoding_rates(channels, torch.float32, "cpu").numpy()[None, :, None]
         if "positions_float" not in (node.name for node in self.nodes):
             positions = self.op("Cast", "positions_float", "positions", to=1)
             self.op("Unsqueeze", "position", positions, self.ints(1))  # (batch, 1, frames)

@@ -15,7 +15,7 @@ from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv
 from movinet_port.fast.pieces import FastPieces
 from movinet_port.fast.run import Run, Tap, Workspace
 from movinet_port.fast.state import StreamState
-from movinet_port.layers import at_least_float32
+from movinet_port.layers import at_least_float32, encoding_rates
 from movinet_port.spec import ModelSpec
 from movinet_port.stages import Pieces
 from movinet_port.streams import State, check_state, check_video, init_state, state_shapes
@@ -376,12 +376,9 @@ class FastMoViNet(InferenceNetwork):
         for layer in self.bottlenecks:
             assert layer.gate is not None
             channels = layer.gate.reduce.weight.shape[1]
-            index = torch.arange(channels, device=self.device)
-            # An angle's rounding is part of the definition: the readable network's own formula.
-            power = (2 * (index // 2)).to(at_least_float32(dtype)) / channels
-            rate = 1.0 / torch.pow(torch.as_tensor(10_000.0, dtype=power.dtype), power)
+            rate = encoding_rates(channels, at_least_float32(dtype), self.device)
             rates.append(torch.cat([rate[0::2], rate[1::2]]))
-            sines.append(index < (channels + 1) // 2)
+            sines.append(torch.arange(channels, device=self.device) < (channels + 1) // 2)
         return torch.cat(rates), torch.cat(sines), [len(rate) for rate in rates]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from movinet_port.layers import encoding_rates
 from parity.hypotheses.faulty_layer import (
     EQUAL,
     Explanation,
@@ -165,9 +166,10 @@ _WAVES = ("all sines, then all cosines", "sines and cosines in turn", "all cosin
 
 
 def _wave(kind: str, channels: int, frames: int, first: int) -> Tensor:
-    index = torch.arange(channels, dtype=torch.float64)
-    rate = torch.pow(torch.tensor(10_000.0, dtype=torch.float64), -(2 * (index // 2)) / channels)
-    angle = rate[:, None] * (first + torch.arange(frames, dtype=torch.float64))[None]
+    angle = (
+        encoding_rates(channels, torch.float64, "cpu")[:, None]
+        * (first + torch.arange(frames, dtype=torch.float64))[None]
+    )
     sines, cosines = torch.sin(angle[0::2]), torch.cos(angle[1::2])
     if kind == _WAVES[0]:
         value = torch.cat([sines, cosines])

@@ -10,13 +10,7 @@ import fnmatch
 from typing import Any, NamedTuple
 
 from movinet_port.errors import SpecError, nearest
-from movinet_port.spec import BlockSpec, HeadSpec, ModelSpec, StemSpec, Triple
-
-# K{t}{s} is a kernel of t frames by s x s pixels.
-K13: Triple = (1, 3, 3)
-K15: Triple = (1, 5, 5)
-K33: Triple = (3, 3, 3)
-K53: Triple = (5, 3, 3)
+from movinet_port.spec import BlockSpec, HeadSpec, ModelSpec, StemSpec
 
 # The first layer of these blocks halves the resolution; nothing strides over time.
 DOWNSAMPLING_BLOCKS = frozenset({0, 1, 2, 4})
@@ -38,443 +32,108 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 POSITIONAL_ENCODING = frozenset({"a3", "a4", "a5"})
 
 
-class _Table(NamedTuple):
+class _Member(NamedTuple):
     stem: int
-    # Per block: output width, then (expansion width, kernel) of each layer.
-    blocks: tuple[tuple[int, tuple[tuple[int, Triple], ...]], ...]
+    # Of each block the output width, then its layers: "184:53" expands to 184 channels and has a
+    # kernel of 5 frames by 3 x 3 pixels.
+    blocks: tuple[tuple[int, str], ...]
     project: int
     hidden: int
 
 
-_FAMILY: dict[str, _Table] = {
-    "a0": _Table(
+_FAMILY = {
+    "a0": _Member(
         stem=8,
         blocks=(
-            (8, ((24, K15),)),
-            (
-                32,
-                (
-                    (80, K33),
-                    (80, K33),
-                    (80, K33),
-                ),
-            ),
-            (
-                56,
-                (
-                    (184, K53),
-                    (112, K33),
-                    (184, K33),
-                ),
-            ),
-            (
-                56,
-                (
-                    (184, K53),
-                    (184, K33),
-                    (184, K33),
-                    (184, K33),
-                ),
-            ),
-            (
-                104,
-                (
-                    (384, K53),
-                    (280, K15),
-                    (280, K15),
-                    (344, K15),
-                ),
-            ),
+            (8, "24:15"),
+            (32, "80:33 80:33 80:33"),
+            (56, "184:53 112:33 184:33"),
+            (56, "184:53 184:33 184:33 184:33"),
+            (104, "384:53 280:15 280:15 344:15"),
         ),
         project=480,
         hidden=2048,
     ),
-    "a1": _Table(
+    "a1": _Member(
         stem=16,
         blocks=(
-            (
-                16,
-                (
-                    (40, K15),
-                    (40, K33),
-                ),
-            ),
-            (
-                40,
-                (
-                    (96, K33),
-                    (120, K33),
-                    (96, K33),
-                    (96, K33),
-                ),
-            ),
-            (
-                64,
-                (
-                    (216, K53),
-                    (128, K33),
-                    (216, K33),
-                    (168, K33),
-                    (216, K33),
-                ),
-            ),
-            (
-                64,
-                (
-                    (216, K53),
-                    (216, K33),
-                    (216, K33),
-                    (128, K33),
-                    (128, K15),
-                    (216, K33),
-                ),
-            ),
-            (
-                136,
-                (
-                    (456, K53),
-                    (360, K15),
-                    (360, K15),
-                    (360, K15),
-                    (456, K15),
-                    (456, K33),
-                    (544, K13),
-                ),
-            ),
+            (16, "40:15 40:33"),
+            (40, "96:33 120:33 96:33 96:33"),
+            (64, "216:53 128:33 216:33 168:33 216:33"),
+            (64, "216:53 216:33 216:33 128:33 128:15 216:33"),
+            (136, "456:53 360:15 360:15 360:15 456:15 456:33 544:13"),
         ),
         project=600,
         hidden=2048,
     ),
-    "a2": _Table(
+    "a2": _Member(
         stem=16,
         blocks=(
-            (
-                16,
-                (
-                    (40, K15),
-                    (40, K33),
-                    (64, K33),
-                ),
-            ),
-            (
-                40,
-                (
-                    (96, K33),
-                    (120, K33),
-                    (96, K33),
-                    (96, K33),
-                    (120, K33),
-                ),
-            ),
-            (
-                72,
-                (
-                    (240, K53),
-                    (160, K33),
-                    (240, K33),
-                    (192, K33),
-                    (240, K33),
-                ),
-            ),
-            (
-                72,
-                (
-                    (240, K53),
-                    (240, K33),
-                    (240, K33),
-                    (240, K33),
-                    (144, K15),
-                    (240, K33),
-                ),
-            ),
-            (
-                144,
-                (
-                    (480, K53),
-                    (384, K15),
-                    (384, K15),
-                    (480, K15),
-                    (480, K15),
-                    (480, K33),
-                    (576, K13),
-                ),
-            ),
+            (16, "40:15 40:33 64:33"),
+            (40, "96:33 120:33 96:33 96:33 120:33"),
+            (72, "240:53 160:33 240:33 192:33 240:33"),
+            (72, "240:53 240:33 240:33 240:33 144:15 240:33"),
+            (144, "480:53 384:15 384:15 480:15 480:15 480:33 576:13"),
         ),
         project=640,
         hidden=2048,
     ),
-    "a3": _Table(
+    "a3": _Member(
         stem=16,
         blocks=(
-            (
-                16,
-                (
-                    (40, K15),
-                    (40, K33),
-                    (64, K33),
-                    (40, K33),
-                ),
-            ),
-            (
-                48,
-                (
-                    (112, K33),
-                    (144, K33),
-                    (112, K33),
-                    (112, K15),
-                    (144, K33),
-                    (144, K33),
-                ),
-            ),
-            (
-                80,
-                (
-                    (240, K53),
-                    (152, K33),
-                    (240, K33),
-                    (192, K33),
-                    (240, K33),
-                ),
-            ),
-            (
-                88,
-                (
-                    (264, K53),
-                    (264, K33),
-                    (264, K33),
-                    (264, K33),
-                    (160, K15),
-                    (264, K33),
-                    (264, K33),
-                    (264, K33),
-                ),
-            ),
-            (
-                168,
-                (
-                    (560, K53),
-                    (448, K15),
-                    (448, K15),
-                    (560, K15),
-                    (560, K15),
-                    (560, K33),
-                    (448, K15),
-                    (448, K15),
-                    (560, K33),
-                    (672, K13),
-                ),
-            ),
+            (16, "40:15 40:33 64:33 40:33"),
+            (48, "112:33 144:33 112:33 112:15 144:33 144:33"),
+            (80, "240:53 152:33 240:33 192:33 240:33"),
+            (88, "264:53 264:33 264:33 264:33 160:15 264:33 264:33 264:33"),
+            (168, "560:53 448:15 448:15 560:15 560:15 560:33 448:15 448:15 560:33 672:13"),
         ),
         project=744,
         hidden=2048,
     ),
-    "a4": _Table(
+    "a4": _Member(
         stem=24,
         blocks=(
-            (
-                24,
-                (
-                    (64, K15),
-                    (64, K33),
-                    (96, K33),
-                    (64, K33),
-                    (96, K33),
-                    (64, K33),
-                ),
-            ),
-            (
-                56,
-                (
-                    (168, K33),
-                    (168, K33),
-                    (136, K33),
-                    (136, K33),
-                    (168, K33),
-                    (168, K33),
-                    (168, K33),
-                    (136, K15),
-                    (136, K33),
-                ),
-            ),
-            (
-                96,
-                (
-                    (320, K53),
-                    (160, K33),
-                    (320, K33),
-                    (192, K33),
-                    (320, K33),
-                    (160, K33),
-                    (320, K33),
-                    (256, K33),
-                    (320, K33),
-                ),
-            ),
-            (
-                96,
-                (
-                    (320, K53),
-                    (320, K33),
-                    (320, K33),
-                    (320, K33),
-                    (192, K15),
-                    (320, K33),
-                    (320, K33),
-                    (192, K33),
-                    (320, K33),
-                    (320, K33),
-                ),
-            ),
+            (24, "64:15 64:33 96:33 64:33 96:33 64:33"),
+            (56, "168:33 168:33 136:33 136:33 168:33 168:33 168:33 136:15 136:33"),
+            (96, "320:53 160:33 320:33 192:33 320:33 160:33 320:33 256:33 320:33"),
+            (96, "320:53 320:33 320:33 320:33 192:15 320:33 320:33 192:33 320:33 320:33"),
             (
                 192,
-                (
-                    (640, K53),
-                    (512, K15),
-                    (512, K15),
-                    (640, K15),
-                    (640, K15),
-                    (640, K33),
-                    (512, K15),
-                    (512, K15),
-                    (640, K15),
-                    (768, K15),
-                    (640, K15),
-                    (640, K33),
-                    (768, K33),
-                ),
+                "640:53 512:15 512:15 640:15 640:15 640:33 512:15 512:15 640:15 768:15 640:15 "
+                "640:33 768:33",
             ),
         ),
         project=856,
         hidden=2048,
     ),
-    "a5": _Table(
+    "a5": _Member(
         stem=24,
         blocks=(
-            (
-                24,
-                (
-                    (64, K15),
-                    (64, K15),
-                    (96, K33),
-                    (64, K33),
-                    (96, K33),
-                    (64, K33),
-                ),
-            ),
-            (
-                64,
-                (
-                    (192, K53),
-                    (152, K33),
-                    (152, K33),
-                    (152, K33),
-                    (192, K33),
-                    (192, K33),
-                    (192, K33),
-                    (152, K33),
-                    (152, K33),
-                    (192, K33),
-                    (192, K33),
-                ),
-            ),
+            (24, "64:15 64:15 96:33 64:33 96:33 64:33"),
+            (64, "192:53 152:33 152:33 152:33 192:33 192:33 192:33 152:33 152:33 192:33 192:33"),
             (
                 112,
-                (
-                    (376, K53),
-                    (224, K33),
-                    (376, K33),
-                    (376, K33),
-                    (296, K33),
-                    (376, K33),
-                    (224, K33),
-                    (376, K33),
-                    (376, K33),
-                    (296, K33),
-                    (376, K33),
-                    (376, K33),
-                    (376, K33),
-                ),
+                "376:53 224:33 376:33 376:33 296:33 376:33 224:33 376:33 376:33 296:33 376:33 "
+                "376:33 376:33",
             ),
-            (
-                120,
-                (
-                    (376, K53),
-                    (376, K33),
-                    (376, K33),
-                    (376, K33),
-                    (224, K15),
-                    (376, K33),
-                    (376, K33),
-                    (224, K33),
-                    (376, K33),
-                    (376, K33),
-                    (376, K33),
-                ),
-            ),
+            (120, "376:53 376:33 376:33 376:33 224:15 376:33 376:33 224:33 376:33 376:33 376:33"),
             (
                 224,
-                (
-                    (744, K53),
-                    (744, K33),
-                    (600, K15),
-                    (600, K15),
-                    (744, K15),
-                    (744, K15),
-                    (744, K33),
-                    (896, K15),
-                    (600, K15),
-                    (600, K15),
-                    (896, K15),
-                    (744, K15),
-                    (744, K33),
-                    (896, K15),
-                    (600, K15),
-                    (600, K15),
-                    (744, K15),
-                    (744, K33),
-                ),
+                "744:53 744:33 600:15 600:15 744:15 744:15 744:33 896:15 600:15 600:15 896:15 "
+                "744:15 744:33 896:15 600:15 600:15 744:15 744:33",
             ),
         ),
         project=992,
         hidden=2048,
     ),
-    "t0": _Table(
+    "t0": _Member(
         stem=8,
         blocks=(
-            (8, ((16, K15),)),
-            (
-                32,
-                (
-                    (72, K33),
-                    (72, K15),
-                ),
-            ),
-            (
-                56,
-                (
-                    (112, K53),
-                    (112, K15),
-                    (112, K33),
-                ),
-            ),
-            (
-                56,
-                (
-                    (184, K53),
-                    (184, K15),
-                    (184, K33),
-                    (184, K33),
-                ),
-            ),
-            (
-                104,
-                (
-                    (344, K53),
-                    (344, K15),
-                    (344, K15),
-                    (344, K33),
-                ),
-            ),
+            (8, "16:15"),
+            (32, "72:33 72:15"),
+            (56, "112:53 112:15 112:33"),
+            (56, "184:53 184:15 184:33 184:33"),
+            (104, "344:53 344:15 344:15 344:33"),
         ),
         project=240,
         hidden=1024,
@@ -508,29 +167,33 @@ def get_spec(name: str, mode: str = "base", num_classes: int = 600, **overrides:
         raise SpecError(
             f"mode is {mode!r}, expected 'base' or 'stream'{nearest(str(mode), PUBLISHED)}"
         )
-    table = _FAMILY[name]
+    member = _FAMILY[name]
     spec = ModelSpec(
         name=name,
-        stem=StemSpec(filters=table.stem),
+        stem=StemSpec(filters=member.stem),
         blocks=tuple(
-            BlockSpec(
-                base_filters=width,
-                expand_filters=tuple(filters for filters, _ in layers),
-                kernel_sizes=tuple(kernel for _, kernel in layers),
-                strides=tuple(
-                    (1, 2, 2) if index in DOWNSAMPLING_BLOCKS and first else (1, 1, 1)
-                    for first in (True, *[False] * (len(layers) - 1))
-                ),
-            )
-            for index, (width, layers) in enumerate(table.blocks)
+            _block(width, layers, downsamples=index in DOWNSAMPLING_BLOCKS)
+            for index, (width, layers) in enumerate(member.blocks)
         ),
-        head=HeadSpec(project_filters=table.project, head_filters=table.hidden),
+        head=HeadSpec(project_filters=member.project, head_filters=member.hidden),
         num_classes=num_classes,
         **PUBLISHED[mode],
     )
     if mode == "stream" and name in POSITIONAL_ENCODING:
         overrides = {"positional_encoding": True, **overrides}
     return spec.replace(**overrides)
+
+
+def _block(width: int, layers: str, downsamples: bool) -> BlockSpec:
+    """Return a block of a row of the table."""
+    widths, kernels = zip(*(layer.split(":") for layer in layers.split()), strict=True)
+    first = (1, 2, 2) if downsamples else (1, 1, 1)
+    return BlockSpec(
+        base_filters=width,
+        expand_filters=tuple(map(int, widths)),
+        kernel_sizes=tuple((int(t), int(s), int(s)) for t, s in kernels),
+        strides=(first, *[(1, 1, 1)] * (len(widths) - 1)),
+    )
 
 
 def family_name(spec: ModelSpec) -> str:

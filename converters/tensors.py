@@ -67,10 +67,7 @@ def data_type(number: int) -> DataType:
         ValueError: it is not read here.
     """
     if number not in DATA_TYPES:
-        raise ValueError(
-            f"data type {number} is not read; expected one of "
-            f"{', '.join(t.name for t in DATA_TYPES.values())}"
-        )
+        raise ValueError(f"data type {number} of TensorFlow's is not read")
     return DATA_TYPES[number]
 
 

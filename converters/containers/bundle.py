@@ -29,6 +29,8 @@ OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # The index of the largest network takes 100 kilobytes, one with every slot of an optimizer half a
 # megabyte. The limit holds for the file and for its keys and values when unpacked.
 MOST_INDEX_BYTES = 1 << 25
+# An object path is some hundred long.
+MOST_NAME_BYTES = 1 << 13
 # The object graph, a string, takes half a megabyte.
 MOST_STRING_BYTES = 1 << 24
 
@@ -219,6 +221,8 @@ def _block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]
         length, at = varint(block, at)
         if shared > len(key) or at + own + length > last:
             raise ValueError("a key or a value is cut short")
+        if shared + own > MOST_NAME_BYTES:
+            raise ValueError(f"a name of {shared + own} bytes, expected at most {MOST_NAME_BYTES}")
         key = key[:shared] + block[at : at + own]
         at += own + length
         yield key, block[at - length : at]
@@ -226,8 +230,8 @@ def _block(data: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes]
 
 def _entries(items: Iterator[tuple[bytes, bytes]]) -> tuple[int, Mapping[str, Entry]]:
     """Return the number of data files, and where each tensor is."""
-    first, value = next(items, (b"", b""))
-    if first:
+    first, value = next(items, (None, b""))
+    if first != b"":
         raise ValueError("it has no header")
     header = protos.parse(protos.BundleHeaderProto, value)
     if header.endianness:
@@ -235,7 +239,11 @@ def _entries(items: Iterator[tuple[bytes, bytes]]) -> tuple[int, Mapping[str, En
     if header.version.min_consumer > 1:
         raise ValueError(f"its version is {header.version.min_consumer}, expected at most 1")
     found = {}
+    partitions = 0
     for key, value in items:
+        if key.startswith(b"\0"):  # a part of a variable that stands in the index itself, too
+            partitions += 1
+            continue
         name = key.decode()  # a UnicodeDecodeError is a ValueError
         entry = protos.parse(protos.BundleEntryProto, value)
         if entry.slices:
@@ -244,6 +252,8 @@ def _entries(items: Iterator[tuple[bytes, bytes]]) -> tuple[int, Mapping[str, En
             found[name] = _entry(entry, header.num_shards)
         except ValueError as error:
             raise ValueError(f"variable {name}: {error}") from error
+    if partitions:
+        raise ValueError(f"it has {partitions} parts of partitioned variables, which are not read")
     return header.num_shards, found
 
 
@@ -294,8 +304,7 @@ def write_bundle(prefix: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
 
     Args:
         prefix: the path of the index without ``.index``.
-        tensors: by name; numbers of a type that TensorFlow has, or one string, as an array of one
-            ``bytes`` object.
+        tensors: by name; of numbers of a type that TensorFlow has, or of ``bytes`` objects.
 
     Raises:
         OSError: it cannot be written.
@@ -308,11 +317,12 @@ def write_bundle(prefix: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         for name, array in sorted(tensors.items(), key=lambda item: item[0].encode()):
             kind = DATA_TYPES[numbers["string" if array.dtype == object else array.dtype.name]]
             if kind.name == "string":
-                length = len(array.item())
-                fixed = _fixed([length])
+                strings = array.ravel().tolist()
+                lengths = [len(string) for string in strings]
+                fixed = _fixed(lengths)
                 checksum = _masked(google_crc32c.value(fixed)).to_bytes(4, "little")
-                data = _as_varint(length) + checksum + array.item()
-                checked = fixed + checksum + array.item()
+                rest = b"".join([checksum, *strings])
+                data, checked = b"".join(map(_as_varint, lengths)) + rest, fixed + rest
             else:
                 data = checked = array.astype(kind.numpy).tobytes()
             entry = protos.BundleEntryProto(
@@ -324,21 +334,19 @@ def write_bundle(prefix: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             )
             items.append((name.encode(), entry.SerializeToString()))
             offset += file.write(data)
+    _write_table(prefix.with_name(f"{prefix.name}.index"), items)
+
+
+def _write_table(path: Path, items: Sequence[tuple[bytes, bytes]]) -> None:
     entries = _as_block(items)
     nothing = _as_block([])
     handles = _as_varint(0) + _as_varint(len(entries) - _TRAILER)
     index = _as_block([(items[-1][0], handles)])
-    footer = b"".join(
-        _as_varint(number)
-        for number in (
-            len(entries),
-            len(nothing) - _TRAILER,
-            len(entries) + len(nothing),
-            len(index) - _TRAILER,
-        )
-    )
+    first, second = len(entries), len(entries) + len(nothing)
+    footer = _as_varint(first) + _as_varint(len(nothing) - _TRAILER)
+    footer += _as_varint(second) + _as_varint(len(index) - _TRAILER)
     footer = footer.ljust(_FOOTER - len(_MAGIC), b"\0") + _MAGIC
-    prefix.with_name(f"{prefix.name}.index").write_bytes(entries + nothing + index + footer)
+    path.write_bytes(entries + nothing + index + footer)
 
 
 def _as_block(items: Sequence[tuple[bytes, bytes]]) -> bytearray:

@@ -9,8 +9,8 @@ import hashlib
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,16 @@ from torch import Tensor
 
 import movinet_port
 from converters import dialects
-from converters.containers.checkpoint import read_variables
-from converters.containers.hdf5 import read_hdf5, read_keras
-from converters.containers.state_dict import read_state_dict
-from converters.containers.variables import MOST_BYTES, SourceVariables
+from converters.containers import CONTAINERS
+from converters.containers.variables import MOST_BYTES
 from converters.deviations import era
 from converters.errors import ConversionError
 from converters.fetch import Source, open_source
-from converters.graph import load_graph
+from converters.graph import Graph
 from converters.graph_evidence import GraphEvidence
 from converters.layouts import to_torch_layout
 from converters.locate import Located, locate_variables
 from converters.recognise import Finding, recognise
-from converters.tensorflow import import_tensorflow
 from converters.verify import Verification, verify_saved_model
 from movinet_port.checkpoint import Checkpoint, listing
 from movinet_port.inputs import published_input
@@ -101,11 +98,12 @@ def convert_source(
     if mode is not None and mode not in ("base", "stream"):
         raise ConversionError(f"mode is {mode!r}, expected 'base' or 'stream'")
     with open_source(source, progress) as opened, _naming(opened):
-        if mode is not None and opened.kind != "saved_model":
+        has_graph = CONTAINERS[opened.kind].graph is not None
+        if mode is not None and not has_graph:
             given = {**given, "causal": mode == "stream"}
         conversion = _convert_opened(opened, given, progress)
         _check_identity(conversion.checkpoint.spec, model, mode)
-        if verify and opened.kind == "saved_model":
+        if verify and has_graph:
             progress("running both sides on a random clip")
             verification = verify_saved_model(opened.path, conversion.checkpoint.build())
             conversion = dataclasses.replace(conversion, verification=verification)
@@ -128,13 +126,14 @@ def _naming(source: Source) -> Iterator[None]:
 
 
 def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress) -> Conversion:
+    container = CONTAINERS[source.kind]
     progress("reading variables")
-    found = _READERS[source.kind](source.path)
+    found = container.read(source.path)
     located = locate_variables(found)
     evidence = None
-    if source.kind == "saved_model":
+    if container.graph is not None:
         progress("reading the graph")
-        evidence = _graph_evidence(source.path, located)
+        evidence = _graph_evidence(container.graph(source.path), located)
     recognition = recognise(
         located,
         evidence,
@@ -147,7 +146,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
     provenance = {
         **source.provenance,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "tools": _tool_versions(),
+        "tools": _tool_versions(container.needs),
         "assumed": {finding.field: finding.value for finding in recognition.assumed()},
         "weights_sha256": weights_digest(state_dict),
     }
@@ -163,18 +162,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
     )
 
 
-# Kind of source -> what reads it.
-_READERS: Mapping[str, Callable[[Path], SourceVariables]] = {
-    "saved_model": lambda folder: read_variables(folder / "variables/variables"),
-    "checkpoint": read_variables,
-    "hdf5": read_hdf5,
-    "keras": read_keras,
-    "state_dict": read_state_dict,
-}
-
-
-def _graph_evidence(folder: Path, located: Located) -> GraphEvidence:
-    graph = load_graph(folder)
+def _graph_evidence(graph: Graph, located: Located) -> GraphEvidence:
     absent = [p for p, v in located.parameters.items() if v.node not in graph.variables]
     if absent:
         raise ConversionError(
@@ -279,10 +267,10 @@ def _called(spec: ModelSpec) -> str:
     return spec.name if spec.name != "custom" else f"a network of other widths ({widths})"
 
 
-def _tool_versions() -> dict[str, str]:
+def _tool_versions(packages: Sequence[str]) -> dict[str, str]:
     return {
         "movinet-port": movinet_port.__version__,
         "torch": str(torch.__version__),
-        "tensorflow": str(import_tensorflow().__version__),
+        **{package: str(sys.modules[package].__version__) for package in packages},
         "python": platform.python_version(),
     }

@@ -11,3 +11,7 @@ class ConversionError(MovinetPortError):
 
 class VerificationError(ConversionError, MismatchError):
     """The converted network does not give the source's logits."""
+
+
+class SourceProblem(Exception):
+    """What is wrong with a source, without its name: `open_source` says that."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from converters import dialects
 from converters.authors import build_authors_network, export_authors_network
-from converters.containers.checkpoint import read_variables
+from converters.containers.checkpoint import read_checkpoint, read_saved_model
 from converters.containers.hdf5 import read_hdf5
 from converters.containers.variables import SourceVariables
 from converters.convert import Progress, fill
@@ -201,7 +201,7 @@ def _write_checkpoint(
     progress(f"writing {path}")
     with _temporary_folder(path) as folder:
         prefix = _save_checkpoint(checkpoint.spec, variables, folder)
-        _check_bits(checkpoint, read_variables(prefix), path)
+        _check_bits(checkpoint, read_checkpoint(folder / f"{prefix.name}.index"), path)
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".index")
         index = path.with_name(f"{path.name}.index")
         # The index makes it a checkpoint: gone first, back last.
@@ -234,7 +234,7 @@ def _write_saved_model(
         progress(f"writing {path}")
         with quiet():
             export_authors_network(model, str(folder), causal=checkpoint.spec.causal)
-        _check_bits(checkpoint, read_variables(folder / "variables/variables"), path)
+        _check_bits(checkpoint, read_saved_model(folder), path)
         if verify:
             progress("running both sides on a random clip")
             verification = verify_saved_model(folder, checkpoint.build())

@@ -19,11 +19,11 @@ from parity.references import SavedModelReference
 
 
 @contextlib.contextmanager
-def authors_reference(prefix: Path, spec: ModelSpec, name: str) -> Iterator[SavedModelReference]:
+def authors_reference(index: Path, spec: ModelSpec, name: str) -> Iterator[SavedModelReference]:
     """Build the authors' network, restore a checkpoint, and take its exported graph.
 
     Args:
-        prefix: of the TF2 checkpoint.
+        index: the TF2 checkpoint's index file.
         spec: of the network, as `converters` recognises it.
         name: of the source, for the report.
 
@@ -44,7 +44,7 @@ def authors_reference(prefix: Path, spec: ModelSpec, name: str) -> Iterator[Save
             f"{name} has weights and no graph: {error}; or give the SavedModel of the same network"
         ) from error
     with tempfile.TemporaryDirectory(prefix="movinet-port-") as folder, quiet():
-        status = tf.train.Checkpoint(model=model).restore(str(prefix))
+        status = tf.train.Checkpoint(model=model).restore(str(index).removesuffix(".index"))
         try:
             status.assert_existing_objects_matched()
         except AssertionError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -28,7 +29,10 @@ from hypothesis import strategies as st
 import movinet_port
 import weights
 from converters import Conversion, convert_source
+from converters.containers import CONTAINERS as KINDS
+from converters.containers import Container
 from converters.containers.checkpoint import object_paths
+from converters.containers.variables import SourceVariables, Variable
 from converters.convert import _convert_opened
 from converters.fetch import Source, SourceError
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, StemSpec
@@ -382,6 +386,44 @@ def test_batches_that_the_first_port_counted_are_kept(mini_spec: Spec, tmp_path:
     assert (found.item(), found.dtype) == (5, torch.int64)
 
 
+# A container of another kind
+
+
+def test_new_container_is_one_row(
+    mini_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A numpy archive of object paths, as a reader and a row of the table."""
+    variables = containers.records(mini_spec("stream"))
+    path = tmp_path / "weights.npz"
+    np.savez(path, **{record.object_path: record.value for record in variables})
+
+    def find(given: Path) -> Path | None:
+        return given if given.suffix == ".npz" else None
+
+    def read(given: Path) -> SourceVariables:
+        arrays = np.load(given)
+        names = {record.object_path: record.hub for record in variables}
+        return SourceVariables(
+            [
+                Variable(
+                    path=name,
+                    full_name=names[name],
+                    shape=arrays[name].shape,
+                    dtype=str(arrays[name].dtype),
+                    node=-1,
+                    read=functools.partial(arrays.__getitem__, name),
+                )
+                for name in arrays.files
+            ]
+        )
+
+    assert "no tar archive" in error(path)
+    monkeypatch.setitem(KINDS, "npz", Container(find, read))
+    conversion = converted(path)
+    assert_same(conversion.checkpoint.state_dict, containers.state_dict(variables))
+    assert conversion.checkpoint.provenance["tools"].keys() == {"movinet-port", "torch", "python"}
+
+
 # What is beside the network
 
 
@@ -506,7 +548,8 @@ def test_published_address_decides_what_variables_do_not_say(
     variables = containers.records(mini_spec(**written))
     prefix = containers.write_checkpoint(variables, tmp_path / "ckpt")
     url = CATALOGUE + file
-    source = Source(prefix, "checkpoint", {"source": url, "sha256": ""})
+    index = Path(f"{prefix}.index")
+    source = Source(index, "checkpoint", {"source": url, "sha256": ""})
     conversion = _convert_opened(source, {}, lambda activity: None)
     assert conversion.checkpoint.spec == mini_spec(**expected)
     fits = ("stream.tar" in file or "legacy" not in file) and bool(written) == ("stream" in file)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from test_containers import keys_of
 
-from converters.containers.checkpoint import read_variables
+from converters.containers.checkpoint import read_saved_model
 from movinet_port.command_line.cli import main
 
 DATA = Path(__file__).parent / "data"
@@ -61,7 +61,7 @@ def test_equal_sources_are_called_equal(era_2: Path) -> None:
 
 def test_weight_that_differs_is_named(tmp_path: Path, era_2: Path) -> None:
     other = unpack(DATA / "era2_mini_stream_posenc.tar.gz", tmp_path / "other")
-    contents = read_variables(other / "variables/variables")
+    contents = read_saved_model(other)
     name = next(
         variable.full_name
         for variable in contents.variables

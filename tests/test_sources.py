@@ -228,9 +228,9 @@ def test_local_sources_need_no_tensorflow(model: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("given", ["ckpt-1", "ckpt-1.index", "."])
-def test_checkpoint_is_its_prefix(training: Path, given: str) -> None:
+def test_checkpoint_is_its_index_file(training: Path, given: str) -> None:
     source = opened(training / given)
-    assert (source.kind, source.path) == ("checkpoint", training / "ckpt-1")
+    assert (source.kind, source.path) == ("checkpoint", training / "ckpt-1.index")
     assert source.provenance == {"source": str(training / given), "sha256": CHECKPOINT_SHA256}
 
 
@@ -250,7 +250,7 @@ def test_archive_of_a_checkpoint_is_a_checkpoint(tmp_path: Path, training: Path,
     path = tmp_path / "movinet_a0_base.tar.gz"
     path.write_bytes(gzip.compress(tar({"checkpoint": state, **members}, top)))
     source = opened(path)
-    assert (source.kind, source.path.name) == ("checkpoint", "ckpt-1")
+    assert (source.kind, source.path.name) == ("checkpoint", "ckpt-1.index")
     assert source.provenance["sha256"] == CHECKPOINT_SHA256
 
 
@@ -541,7 +541,7 @@ def test_checkpoint_archive_on_a_server_is_a_checkpoint(hub: HubServer, training
         {"movinet_a0_base/": None, **{f"movinet_a0_base/{k}": members[k] for k in members}}
     )
     source = opened(hub.serve("/movinet_a0_base.tar.gz", Answer(gzip.compress(archive))))
-    assert (source.kind, source.path.name) == ("checkpoint", "ckpt-1")
+    assert (source.kind, source.path.name) == ("checkpoint", "ckpt-1.index")
     assert source.provenance["sha256"] == CHECKPOINT_SHA256
 
 

@@ -1,1 +1,109 @@
-"""The kinds of files that hold a network's variables: one file each."""
+"""What holds a network's variables, as a table: one row, and one file, for each kind.
+
+A new kind of file is a new row here and a reader that yields its variables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from converters.containers.checkpoint import (
+    GRAPH_FILE,
+    VARIABLES,
+    checkpoint_files,
+    find_checkpoint,
+    find_saved_model,
+    read_checkpoint,
+    read_saved_model,
+    saved_model_files,
+)
+from converters.containers.hdf5 import find_hdf5, find_keras, read_hdf5, read_keras
+from converters.containers.state_dict import find_state_dict, read_state_dict
+from converters.containers.variables import SourceVariables
+from converters.errors import SourceProblem
+from converters.graph import Graph, load_graph
+from movinet_port.checkpoint import listing
+
+
+@dataclasses.dataclass(frozen=True)
+class Container:
+    """One kind of file, or folder of files, that holds a network's variables.
+
+    Attributes:
+        find: what a user gave -> what `read` takes, or None if it is nothing of this kind. It may
+            be no file: a checkpoint's prefix. What is of this kind and cannot be read raises
+            `SourceProblem`.
+        read: lists the variables; raises `ConversionError` if the file is damaged.
+        suffixes: of a file that is of this kind even when its content no longer shows it.
+        files: the files that matter, where that is not one: what was found -> their paths.
+        graph: reads the computation, where the container has it.
+        needs: the packages that `read` and `graph` import.
+    """
+
+    find: Callable[[Path], Path | None]
+    read: Callable[[Path], SourceVariables]
+    suffixes: tuple[str, ...] = ()
+    files: Callable[[Path], Sequence[Path]] | None = None
+    graph: Callable[[Path], Graph] | None = None
+    needs: tuple[str, ...] = ()
+
+
+# In this order: a SavedModel's variables are a checkpoint, too.
+CONTAINERS: dict[str, Container] = {
+    "saved_model": Container(
+        find_saved_model,
+        read_saved_model,
+        files=saved_model_files,
+        graph=load_graph,
+        needs=("tensorflow",),
+    ),
+    "checkpoint": Container(
+        find_checkpoint, read_checkpoint, files=checkpoint_files, needs=("tensorflow",)
+    ),
+    "hdf5": Container(find_hdf5, read_hdf5, suffixes=(".h5", ".hdf5"), needs=("h5py",)),
+    "keras": Container(find_keras, read_keras, suffixes=(".keras",), needs=("h5py",)),
+    "state_dict": Container(find_state_dict, read_state_dict, suffixes=(".pt", ".pth")),
+}
+
+
+def identify(path: Path) -> tuple[str, Path] | None:
+    """Return the kind of a file, folder or prefix, and what its reader takes; None if unknown.
+
+    Raises:
+        SourceProblem: it is of a known kind, and cannot be read as it is.
+    """
+    for kind, container in CONTAINERS.items():
+        if (found := container.find(path)) is not None:
+            return kind, found
+    # By its name, what is too damaged to show what it is.
+    for kind, container in CONTAINERS.items():
+        if path.suffix.lower() in container.suffixes and path.is_file():
+            return kind, path
+    return None
+
+
+def identify_in(folder: Path) -> tuple[str, Path]:
+    """Return what a folder, or else the one of its sub-folders that has something, holds.
+
+    Raises:
+        SourceProblem: that is nothing, or more than one thing.
+    """
+    if (own := identify(folder)) is not None:
+        return own
+    entries = sorted(folder.iterdir())
+    # A SavedModel's variables look like a checkpoint; without the graph they are half a model.
+    subfolders = [entry for entry in entries if entry.is_dir() and entry.name != VARIABLES]
+    inner = [(entry, found) for entry in subfolders if (found := identify(entry))]
+    if len(inner) == 1:
+        return inner[0][1]
+    if inner:
+        raise SourceProblem(
+            f"several models: {listing([entry.name for entry, _ in inner])}; give one"
+        )
+    there = listing([entry.name + "/" * entry.is_dir() for entry in entries]) or "nothing"
+    raise SourceProblem(
+        f"it holds no SavedModel ({GRAPH_FILE}) and no TF2 checkpoint (*.index), nor does one of "
+        f"its sub-folders; there is: {there}"
+    )

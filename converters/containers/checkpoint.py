@@ -1,7 +1,8 @@
-"""Reading variables out of a TF2 object-graph checkpoint, a SavedModel's own included."""
+"""TF2 object-graph checkpoints, and a SavedModel's: finding them, reading their variables."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,10 +12,130 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.containers.variables import SourceVariables, Variable
-from converters.errors import ConversionError
+from converters.errors import ConversionError, SourceProblem
 from converters.tensorflow import import_tensorflow
+from movinet_port.checkpoint import listing
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+GRAPH_FILE = "saved_model.pb"
+VARIABLES = "variables"
+_INDEX = ".index"
+
+
+def find_saved_model(path: Path) -> Path | None:
+    """Return `path` if it is a SavedModel's folder."""
+    return path if path.is_dir() and (path / GRAPH_FILE).is_file() else None
+
+
+def saved_model_files(folder: Path) -> list[Path]:
+    """Return the files of a SavedModel that make the network: its graph and its variables.
+
+    Raises:
+        SourceProblem: one is missing.
+    """
+    variables = folder / VARIABLES
+    if not variables.is_dir():
+        raise SourceProblem(
+            f"the folder {VARIABLES} is missing next to {GRAPH_FILE}; copy every file of it"
+        )
+    checkpoint_files(_index_in(folder))
+    return [folder / GRAPH_FILE, *(file for file in variables.iterdir() if file.is_file())]
+
+
+def read_saved_model(folder: Path) -> SourceVariables:
+    """List the variables of a SavedModel; see `read_checkpoint`."""
+    return read_checkpoint(_index_in(folder))
+
+
+def _index_in(folder: Path) -> Path:
+    return folder / VARIABLES / f"{VARIABLES}{_INDEX}"
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """Return the index file of the checkpoint that a prefix, an index file or a folder stands for.
+
+    Of a folder's checkpoints it is the one that its file ``checkpoint`` names, or the only one.
+
+    Raises:
+        SourceProblem: there are several, or files are missing.
+    """
+    if path.is_dir():
+        if path.name == VARIABLES and (path.parent / GRAPH_FILE).is_file():
+            raise SourceProblem("this is a part of a SavedModel; give the folder above it")
+        return _newest_in(path)
+    if path.name.endswith(_INDEX) and path.is_file():
+        return path
+    if path.exists():
+        return None
+    index = path.with_name(f"{path.name}{_INDEX}")
+    if index.is_file():
+        return index
+    if path.parent.is_dir() and _shards(index):
+        raise SourceProblem(f"{index.name} is missing; copy every file of it")
+    return None
+
+
+def _newest_in(folder: Path) -> Path | None:
+    indices = sorted(path.name for path in folder.glob(f"*{_INDEX}"))
+    if not indices:
+        return None
+    named = _named_in(folder / "checkpoint")
+    if named is not None:
+        if f"{named}{_INDEX}" not in indices:
+            raise SourceProblem(
+                f"the file {folder / 'checkpoint'} names {named}, and {named}{_INDEX} is not "
+                f"there; there is: {listing(indices)}; give a checkpoint's prefix"
+            )
+        return folder / f"{named}{_INDEX}"
+    if len(indices) > 1:
+        prefixes = [name.removesuffix(_INDEX) for name in indices]
+        raise SourceProblem(f"several checkpoints: {listing(prefixes)}; give the prefix of one")
+    return folder / indices[0]
+
+
+def _named_in(state: Path) -> str | None:
+    """Return the newest checkpoint's name in a file that tf.train.Checkpoint keeps, if any."""
+    if not state.is_file():
+        return None
+    text = state.read_text(encoding="utf-8", errors="replace")
+    match = re.search(r'^model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)
+    # A folder in it is one of the machine that trained.
+    return re.split(r"[/\\]", match[1])[-1] if match else None
+
+
+def _shards(index: Path) -> dict[int, dict[int, Path]]:
+    """Return a checkpoint's data files: number of parts -> part -> file."""
+    prefix = re.escape(index.name.removesuffix(_INDEX))
+    pattern = re.compile(prefix + r"\.data-(\d{5})-of-(\d{5})")
+    found: dict[int, dict[int, Path]] = {}
+    for path in sorted(index.parent.iterdir()):
+        if match := pattern.fullmatch(path.name):
+            found.setdefault(int(match[2]), {})[int(match[1])] = path
+    return found
+
+
+def checkpoint_files(index: Path) -> list[Path]:
+    """Return a checkpoint's files, all of them present.
+
+    Raises:
+        SourceProblem: one is missing.
+    """
+    if not index.is_file():
+        raise SourceProblem(f"{index.name} is missing; copy every file of it")
+    prefix = index.name.removesuffix(_INDEX)
+    # A checkpoint saved again with another number of parts may have left old ones behind.
+    missing = [f"{prefix}.data-00000-of-00001"]
+    for count, parts in sorted(_shards(index).items()):
+        missing = [
+            f"{prefix}.data-{part:05}-of-{count:05}" for part in range(count) if part not in parts
+        ]
+        if not missing:
+            return [index, *parts.values()]
+    raise SourceProblem(
+        f"{listing(missing)} {'is' if len(missing) == 1 else 'are'} missing; copy every file of it"
+    )
+
 
 # Names under which Keras lists the objects of a model a second time; paths do not go through
 # them, so that a variable's path is the one of the attributes that own it.
@@ -32,14 +153,15 @@ _ALIASES = frozenset(
 )
 
 
-def read_variables(prefix: Path) -> SourceVariables:
-    """List the variables of the checkpoint at `prefix` (``.../variables/variables``).
+def read_checkpoint(index: Path) -> SourceVariables:
+    """List the variables of the checkpoint with this index file (``.../variables.index``).
 
     Only the index is read; values are read variable by variable.
 
     Raises:
         ConversionError: the index is damaged, or has no object graph (a TF1 checkpoint).
     """
+    prefix = str(index).removesuffix(_INDEX)
     reader = _open(prefix)
     shapes = reader.get_variable_to_shape_map()
     dtypes = reader.get_variable_to_dtype_map()
@@ -102,16 +224,16 @@ def _is_alias(name: str) -> bool:
     return name in _ALIASES or name.startswith("layer-")
 
 
-def _open(prefix: Path) -> Any:
+def _open(prefix: str) -> Any:
     tf = import_tensorflow()
     try:
-        return tf.train.load_checkpoint(str(prefix))
+        return tf.train.load_checkpoint(prefix)
     # The reader's errors have no common type: DataLossError, NotFoundError, ValueError, ...
     except Exception as error:
         raise _damaged(prefix, "index", error) from error
 
 
-def _parse_object_graph(prefix: Path, reader: Any) -> Any:
+def _parse_object_graph(prefix: str, reader: Any) -> Any:
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
@@ -122,7 +244,7 @@ def _parse_object_graph(prefix: Path, reader: Any) -> Any:
     return graph
 
 
-def _reader_of(prefix: Path, reader: Any, key: str) -> Callable[[], NDArray[Any]]:
+def _reader_of(prefix: str, reader: Any, key: str) -> Callable[[], NDArray[Any]]:
     def read() -> NDArray[Any]:
         try:
             return np.asarray(reader.get_tensor(key))
@@ -132,7 +254,7 @@ def _reader_of(prefix: Path, reader: Any, key: str) -> Callable[[], NDArray[Any]
     return read
 
 
-def _damaged(prefix: Path, what: str, error: Exception) -> ConversionError:
+def _damaged(prefix: str, what: str, error: Exception) -> ConversionError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ConversionError(
         f"{prefix}: cannot read its {what}: {reason}; the checkpoint is damaged or incomplete, "

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.containers.archive import members_of_zip
 from converters.containers.keras3 import layers_of_blocks, stated_by_config
 from converters.containers.variables import MOST_BYTES, SourceVariables, Variable
 from converters.dialects import FULL_NAME, KERAS_3
@@ -29,6 +30,22 @@ _CONFIG = "config.json"
 
 # How Keras 3's format ends the name of every variable.
 _NUMBERED = re.compile(r"(^|/)vars/\d+$")
+
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def find_hdf5(path: Path) -> Path | None:
+    """Return `path` if it is an HDF5 file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return path if file.read(len(_SIGNATURE)) == _SIGNATURE else None
+
+
+def find_keras(path: Path) -> Path | None:
+    """Return `path` if it is a zip archive with Keras 3's weights in it."""
+    return path if _WEIGHTS in members_of_zip(path) else None
 
 
 def read_hdf5(path: Path) -> SourceVariables:

@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from converters.containers.archive import members_of_zip
 from converters.containers.variables import SourceVariables, Variable
 from converters.dialects import FIRST_PORT
 from converters.errors import ConversionError
 
 # Keys under which training scripts keep a state dict beside other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def find_state_dict(path: Path) -> Path | None:
+    """Return `path` if it is a zip archive that ``torch.save`` wrote."""
+    saved = any(member.endswith("/data.pkl") for member in members_of_zip(path))
+    return path if saved else None
 
 
 def read_state_dict(path: Path) -> SourceVariables:

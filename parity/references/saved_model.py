@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from converters.containers.checkpoint import read_variables
+from converters.containers.checkpoint import read_saved_model
 from converters.convert import fill
 from converters.dialects import state_owner
 from converters.graph import load_graph
@@ -52,7 +52,7 @@ class SavedModelReference:
 
     def __init__(self, folder: str | os.PathLike[str], name: str | None = None) -> None:
         folder = Path(folder)
-        located = locate_variables(read_variables(folder / "variables" / "variables"))
+        located = locate_variables(read_saved_model(folder))
         graph = load_graph(folder)
         variables = {p: graph.variables[v.node] for p, v in located.parameters.items()}
         self.spec: ModelSpec = recognise(located, GraphEvidence(graph, variables), {}).spec

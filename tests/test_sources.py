@@ -240,7 +240,7 @@ def test_checkpoint_is_its_index_file(training: Path, given: str) -> None:
 def test_the_file_checkpoint_decides_between_several(training: Path, named: str) -> None:
     state = f'model_checkpoint_path: "{named}"\nall_model_checkpoint_paths: "ckpt-0"\n'
     write(training, {"checkpoint": state.encode(), "ckpt-0.index": b"", "ckpt-2.index": b""})
-    assert opened(training).path == training / "ckpt-1"
+    assert opened(training).path == training / "ckpt-1.index"
 
 
 @pytest.mark.parametrize("top", ["", "movinet_a0_base/"])
@@ -258,7 +258,7 @@ def test_checkpoint_in_several_parts_is_complete_with_all_of_them(tmp_path: Path
     files = {f"ckpt.data-0000{part}-of-00002": b"" for part in range(2)}
     # Left over from an earlier save.
     write(tmp_path / "run", {"ckpt.index": b"", "ckpt.data-00002-of-00003": b"", **files})
-    assert opened(tmp_path / "run/ckpt").path == tmp_path / "run/ckpt"
+    assert opened(tmp_path / "run/ckpt").path == tmp_path / "run/ckpt.index"
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,7 @@ CONTAINERS: dict[str, Container] = {
         graph=load_graph,
         needs=("tensorflow",),
     ),
-    "checkpoint": Container(
-        find_checkpoint, read_checkpoint, files=checkpoint_files, needs=("tensorflow",)
-    ),
+    "checkpoint": Container(find_checkpoint, read_checkpoint, files=checkpoint_files),
     "hdf5": Container(find_hdf5, read_hdf5, suffixes=(".h5", ".hdf5"), needs=("h5py",)),
     "keras": Container(find_keras, read_keras, suffixes=(".keras",), needs=("h5py",)),
     "state_dict": Container(find_state_dict, read_state_dict, suffixes=(".pt", ".pth")),

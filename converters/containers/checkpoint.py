@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from converters.containers.bundle import Bundle
 from converters.containers.variables import SourceVariables, Variable
 from converters.errors import ConversionError, SourceProblem
-from converters.tensorflow import import_tensorflow
 from movinet_port.checkpoint import listing
-
-OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 GRAPH_FILE = "saved_model.pb"
 VARIABLES = "variables"
@@ -161,17 +156,8 @@ def read_checkpoint(index: Path) -> SourceVariables:
     Raises:
         ConversionError: the index is damaged, or has no object graph (a TF1 checkpoint).
     """
-    prefix = str(index).removesuffix(_INDEX)
-    reader = _open(prefix)
-    shapes = reader.get_variable_to_shape_map()
-    dtypes = reader.get_variable_to_dtype_map()
-    if OBJECT_GRAPH_KEY not in shapes:
-        raise ConversionError(
-            f"{prefix}: a checkpoint without an object graph (TensorFlow 1?), expected one that "
-            f"tf.train.Checkpoint or tf.saved_model.save wrote; found "
-            f"{', '.join(sorted(shapes)[:3]) or 'no variables'}"
-        )
-    graph = _parse_object_graph(prefix, reader)
+    bundle = Bundle(index.with_name(index.name.removesuffix(_INDEX)))
+    graph = bundle.object_graph()
     paths = object_paths(
         [[(child.local_name, child.node_id) for child in node.children] for node in graph.nodes]
     )
@@ -181,19 +167,20 @@ def read_checkpoint(index: Path) -> SourceVariables:
             key = attribute.checkpoint_key
             if attribute.name != "VARIABLE_VALUE":
                 continue
-            if key not in shapes:
+            if key not in bundle.entries:
                 raise ConversionError(
-                    f"{prefix}: variable {key} ({attribute.full_name}) is in the object graph but "
-                    f"not in the index: the checkpoint is damaged or incomplete"
+                    f"{bundle.prefix}: variable {key} ({attribute.full_name}) is in the object "
+                    f"graph but not in the index: the checkpoint is damaged or incomplete"
                 )
+            entry = bundle.entries[key]
             variables.append(
                 Variable(
                     path=paths.get(number) or key.partition("/.ATTRIBUTES/")[0],
                     full_name=attribute.full_name,
-                    shape=tuple(shapes[key]),
-                    dtype=dtypes[key].name,
+                    shape=entry.shape,
+                    dtype=entry.kind.name,
                     node=number,
-                    read=_reader_of(prefix, reader, key),
+                    read=functools.partial(bundle.read, key),
                 )
             )
     return SourceVariables(variables)
@@ -222,41 +209,3 @@ def object_paths(children: Iterable[Iterable[tuple[str, int]]]) -> dict[int, str
 
 def _is_alias(name: str) -> bool:
     return name in _ALIASES or name.startswith("layer-")
-
-
-def _open(prefix: str) -> Any:
-    tf = import_tensorflow()
-    try:
-        return tf.train.load_checkpoint(prefix)
-    # The reader's errors have no common type: DataLossError, NotFoundError, ValueError, ...
-    except Exception as error:
-        raise _damaged(prefix, "index", error) from error
-
-
-def _parse_object_graph(prefix: str, reader: Any) -> Any:
-    from tensorflow.core.protobuf import trackable_object_graph_pb2
-
-    graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    try:
-        graph.ParseFromString(reader.get_tensor(OBJECT_GRAPH_KEY))
-    except Exception as error:
-        raise _damaged(prefix, "object graph", error) from error
-    return graph
-
-
-def _reader_of(prefix: str, reader: Any, key: str) -> Callable[[], NDArray[Any]]:
-    def read() -> NDArray[Any]:
-        try:
-            return np.asarray(reader.get_tensor(key))
-        except Exception as error:
-            raise _damaged(prefix, f"variable {key}", error) from error
-
-    return read
-
-
-def _damaged(prefix: str, what: str, error: Exception) -> ConversionError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ConversionError(
-        f"{prefix}: cannot read its {what}: {reason}; the checkpoint is damaged or incomplete, "
-        f"get it again"
-    )

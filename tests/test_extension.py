@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.fast import extension
-from movinet_port.fast.extension import Cut, FrameKernel, Library, MatrixKernel
+from movinet_port.fast.extension import ClipKernel, Cut, FrameKernel, Library, MatrixKernel
 from movinet_port.fast.fold import Matrix
 from movinet_port.fast.layers import Pointwise
 
@@ -74,7 +74,7 @@ def test_without_a_library_operations_compute(
     model = randomised(MoViNet(tiny_spec("base")))
     clip = torch.rand(1, 3, 3, 20, 20)
     fast = optimize(model)
-    assert all(layer.clip_kernel is None for layer in fast.bottlenecks)
+    assert all(extension.kernel(ClipKernel, layer) is None for layer in fast.bottlenecks)
     assert error(fast(clip), model(clip).detach()) < ROUNDING
 
 

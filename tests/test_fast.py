@@ -26,9 +26,11 @@ import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.command_line.cli import main
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, extension, graph, kernels, layers
+from movinet_port.fast import FastMoViNet, choice, extension, graph, kernels
 from movinet_port.fast.agreement import agreement
 from movinet_port.fast.aot import CompileError, compile_package, read_package
+from movinet_port.fast.backends import inductor, onednn, operations
+from movinet_port.fast.choice import Case, Row
 from movinet_port.fast.optimize import fold_network
 from movinet_port.fast.state import StateLayout, StreamState
 from movinet_port.layers import AveragePool
@@ -85,6 +87,58 @@ def watch(model: Any, video: torch.Tensor, parts: tuple[int, ...]) -> list[torch
     """Return the logits after each part of a video that starts now."""
     model.clean_activation_buffers()
     return [model(clip) for clip in video.split(parts, dim=2)]
+
+
+def record_rows(monkeypatch: pytest.MonkeyPatch, *first: Row) -> list[Row]:
+    """Put rows before those of the table; return a list that grows by each row that is chosen."""
+    chosen: list[Row] = []
+
+    def recorded(row: Row) -> Row:
+        return dataclasses.replace(
+            row, make=lambda part, case: (chosen.append(row), row.make(part, case))[1]
+        )
+
+    monkeypatch.setattr(choice, "TABLE", [*map(recorded, (*first, *choice.TABLE))])
+    return chosen
+
+
+@pytest.mark.parametrize("mode", ["base", "stream"])
+def test_a_backend_is_a_row_of_the_table(
+    build: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+
+    def multiply(block: Any, case: Case) -> Callable[[torch.Tensor], torch.Tensor]:
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            computed.append(len(x) == case.rows)
+            y = torch.nn.functional.linear(x, block.weight, block.constant)
+            return y if block.activation is None else block.activation(y)
+
+        return compute
+
+    toy = Row(choice.PRODUCT, "toy", lambda block, case: not case.watched, multiply)
+    # Only what would be computed by nothing else at once.
+    whole = [row for row in choice.TABLE if row.stage not in (choice.LAYER, choice.CONVOLVE)]
+    staged = [row for row in choice.TABLE if row not in whole and row.backend == "operations"]
+    monkeypatch.setattr(choice, "TABLE", [*whole, *staged])
+    chosen = record_rows(monkeypatch, toy)
+    model = build(mode)
+    fast, clip = optimize(model), torch.rand(1, 3, 3, 30, 37)
+    expected = model(clip).detach()
+    assert error(fast(clip), expected) < ROUNDING[torch.float32]
+    assert all(computed)
+    assert len(computed) > 3 * len(fast.bottlenecks)
+    assert {row.backend for row in chosen if row.stage == choice.PRODUCT} == {"toy"}
+    # Asked once.
+    asked, count = len(chosen), len(computed)
+    fast.clean_activation_buffers()
+    fast(clip)
+    assert (len(chosen), len(computed)) == (asked, 2 * count)
+    # What it does not take is left to the others.
+    state = StreamState.of(fast.init_state(1, 30, 37)) if mode == "stream" else None
+    watched, _ = fast.run(clip, state, lambda name, value: value)
+    assert error(watched, expected) < ROUNDING[torch.float32]
+    assert len(computed) == 2 * count
 
 
 @pytest.mark.usefixtures("either")
@@ -281,9 +335,9 @@ def test_a_long_clip_in_pieces_gives_the_same_logits(
     volumes: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layers, "CACHED_BYTES", piece)
-    monkeypatch.setattr(layers, "HEAVY", 100_000)
-    monkeypatch.setattr(layers, "HAS_VOLUMES", layers.HAS_VOLUMES and volumes)
+    monkeypatch.setattr(operations, "CACHED_BYTES", piece)
+    monkeypatch.setattr(onednn, "HEAVY", 100_000)
+    monkeypatch.setattr(onednn, "HAS_VOLUMES", onednn.HAS_VOLUMES and volumes)
     model = build("base", **changes).to(dtype)
     fast = optimize(model)
     clip = torch.rand(batch, 3, 11, 29, 34, dtype=dtype)
@@ -370,17 +424,22 @@ def test_a_tap_sees_and_replaces_frames_as_they_were(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (5, 5), (6, 5), (7, 8), (8, 8)])
-@pytest.mark.parametrize("many", [0, 10**9, None], ids=["onednn", "pytorch", "either"])
+@pytest.mark.parametrize("backend", ["native", "onednn", "operations"])
 @pytest.mark.parametrize("turn", [False, True])
 def test_a_pool_of_a_skip_is_the_readable_one(
-    size: tuple[int, int], many: int | None, turn: bool, monkeypatch: pytest.MonkeyPatch
+    build: Any, size: tuple[int, int], backend: str, turn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if many is not None:
-        monkeypatch.setattr(extension, "libraries", lambda: ())
-        monkeypatch.setattr(layers, "MANY_POOLED", many)
+    monkeypatch.setattr(onednn, "MANY_POOLED", 0)
+    # A layer that pools 8 channels.
+    layer = fold_network(build("base"), turn=turn).bottlenecks[0]
+    case = Case(1, 3, *size, torch.float32, "cpu")
+    (row,) = (row for row in choice.TABLE if (row.stage, row.backend) == (choice.POOL, backend))
+    if not row.takes(layer, case):
+        pytest.skip(f"no {backend} here")
     x = torch.rand(3, *size, 8)
     expected = AveragePool()(x.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
-    found = layers.average_pool(x.flip(1, 2), True).flip(1, 2) if turn else layers.average_pool(x)
+    average = row.make(layer, case)
+    found = average(x.flip(1, 2)).flip(1, 2) if turn else average(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -625,17 +684,17 @@ def test_what_a_compiler_is_given_computes_the_same(
     model = build(mode, **changes)
     fast = fold_network(model, turn=turn)
     if strip is not None:
-        monkeypatch.setattr(layers, "STRIP_BYTES", strip)
-    in_strips = []
-    whole = layers.StreamConv.in_strips
-    monkeypatch.setattr(layers.StreamConv, "in_strips", lambda *a: in_strips.append(1) or whole(*a))
+        monkeypatch.setattr(inductor, "STRIP_BYTES", strip)
+    chosen = record_rows(monkeypatch)
     video = torch.rand(1, 3, 5, 37, 30)
     # Single frames, which a base network takes too, and more at once.
     clips = video.split((4, 1) if mode == "base" else (1, 1, 3), dim=2)
     expected = [model(clip).detach() for clip in clips]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert max(map(error, map(fast, clips), expected)) < ROUNDING[torch.float32]
-    assert bool(in_strips) == (strip is not None)
+    used = {(row.stage, row.backend) for row in chosen}
+    assert ((choice.CONVOLVE, "inductor") in used) == (strip is not None)
+    assert not {"native", "onednn"} & {backend for _, backend in used}
 
 
 @pytest.mark.parametrize("clip", [1, 2, 3, 9])

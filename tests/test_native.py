@@ -15,9 +15,8 @@ import torch
 import movinet_port
 from movinet_port import MoViNet
 from movinet_port.fast import aot, native
+from movinet_port.fast.choice import Case
 from movinet_port.fast.optimize import fold_network
-from movinet_port.fast.run import Run
-from movinet_port.fast.state import StreamState
 from movinet_port.spec import StemSpec
 
 pytestmark = pytest.mark.skipif(
@@ -129,12 +128,10 @@ def test_what_the_cpp_does_not_cover_is_left_to_inductor(
         lanes: int = 16, frames: int = 1, batch: int = 1, **changes: Any
     ) -> tuple[bool, bool]:
         network = fold_network(randomised(MoViNet(mini_spec("stream", **changes))))
-        run = Run(batch, frames, StreamState.of(network.init_state(batch, 16, 16)), torch.float32)
-        x = torch.empty(frames * batch, 8, 8, 16, dtype=network.dtype)
-        video = torch.empty(batch, 3, frames, 16, 16, dtype=network.dtype)
+        case = Case(batch, frames, 16, 16, network.dtype, "cpu", stream=True)
         kernels = native.Kernels(lanes, "relu")
         layer = network.bottlenecks[-2]
-        return kernels.takes(layer, x, run), kernels.takes_stem(network.stem, video, run)
+        return kernels.takes(layer, case), kernels.takes_stem(network.stem, case)
 
     assert takes() == (True, True)
     assert takes(lanes=64) == (False, False)  # than which it is narrower

@@ -471,7 +471,7 @@ class MatrixKernel:
 
 def _matrix(library: Library, block: Pointwise) -> Tensor:
     """Return a block's matrix as a library wants it; not a second time if it is there."""
-    product = block.product
+    product = block.keep(MatrixKernel, lambda: kernel(MatrixKernel, block))
     if product is not None and product.library.lanes == library.lanes:
         return product.matrix
     return laid_out(block.weight, library.lanes)
@@ -626,7 +626,7 @@ class FrameKernel:
         return known
 
     def __call__(self, x: Tensor, residual: Tensor, run: Run) -> Tensor:
-        """Return what the layer hands on, as `Layer.forward` does.
+        """Return what the layer hands on, as `movinet_port.fast.backends.operations.Staged` does.
 
         Args:
             x: (1, height, width, channels), contiguous.

@@ -57,7 +57,7 @@ class Graph(nn.Module):
     def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return logits, the newest frames, the pools and the count."""
         held = None if self.layout is None else self.layout.unflatten(state)
-        logits, after = self.network.compute(video, held, kernels=self.kernels)
+        logits, after = self.network.compute(video, held, package=self.kernels)
         if after is None:
             return (logits,)
         new = [

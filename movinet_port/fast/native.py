@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from movinet_port.fast.choice import Case
 from movinet_port.fast.extension import (
     GEOMETRY,
     HIGHEST_KERNEL,
@@ -225,17 +226,12 @@ class Kernels:
         self._lanes = lanes
         self._activation = activation
 
-    def takes_stem(self, conv: StreamConv, video: Tensor, run: Run) -> bool:
-        """Return whether it computes a stem of (batch, channels, frames, height, width)."""
-        return (
-            video.shape[0] == video.shape[2] == 1
-            and video.dtype == torch.float32
-            and run.state is not None
-            and fits_stem(conv, self._lanes)
-        )
+    def takes_stem(self, conv: StreamConv, case: Case) -> bool:
+        """Return whether it computes a stem."""
+        return case.alone and case.dtype == torch.float32 and fits_stem(conv, self._lanes)
 
     def compute_stem(self, conv: StreamConv, video: Tensor) -> Tensor:
-        """Return what a stem hands on, as `StreamConv.forward` does.
+        """Return what a stem hands on, as `movinet_port.fast.backends.operations.stem` does.
 
         Args:
             conv, video: which it takes. In a package `video` may have any strides.
@@ -251,17 +247,17 @@ class Kernels:
         )
         return out
 
-    def takes_vector(self, block: Pointwise, x: Tensor) -> bool:
-        """Return whether it computes a matrix times `x`, (rows, in channels)."""
+    def takes_vector(self, block: Pointwise, case: Case) -> bool:
+        """Return whether it computes a matrix times a row."""
         return (
-            x.shape[0] == 1
-            and x.dtype == torch.float32
+            case.rows == 1
+            and case.dtype == torch.float32
             and block.constant is not None
             and block.weight.shape[0] >= self._lanes
         )
 
     def compute_vector(self, block: Pointwise, x: Tensor) -> Tensor:
-        """Return what a block hands on, as `Pointwise.forward` does.
+        """Return what a block hands on, as `movinet_port.fast.backends.operations.product` does.
 
         Args:
             block, x: which it takes.
@@ -270,12 +266,12 @@ class Kernels:
         y: Tensor = _VECTOR(x, laid_out(weight, self._lanes), block.constant, list(weight.shape))
         return y if block.activation is None else block.activation(y)
 
-    def takes(self, layer: Layer, x: Tensor, run: Run) -> bool:
-        """Return whether it computes a layer of `x`, (frames * batch, height, width, channels)."""
-        return run.alone and x.dtype == torch.float32 and fits_frame(layer, self._lanes)
+    def takes(self, layer: Layer, case: Case) -> bool:
+        """Return whether it computes a layer."""
+        return case.alone and case.dtype == torch.float32 and fits_frame(layer, self._lanes)
 
     def compute(self, layer: Layer, x: Tensor, residual: Tensor, run: Run) -> Tensor:
-        """Return what a layer hands on, as `Layer.forward` does.
+        """Return what a layer hands on, as `movinet_port.fast.backends.operations.Staged` does.
 
         Args:
             layer, x, run: which it takes.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from movinet_port.clips import predict_clip
 from movinet_port.errors import MovinetPortError, SpecError, StateError
+from movinet_port.fast.backends import CLASSIFIER, LAYER, PRODUCT, STEM, Case, choose
 from movinet_port.fast.fold import Folded
 from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv
 from movinet_port.fast.pieces import FastPieces
@@ -20,8 +21,8 @@ from movinet_port.spec import ModelSpec
 from movinet_port.stages import Pieces
 from movinet_port.streams import State, check_state, check_video, init_state, state_shapes
 
-if TYPE_CHECKING:
-    from movinet_port.fast.native import Kernels
+# For how many cases a network keeps what was chosen.
+_CASES = 64
 
 
 class InferenceNetwork(nn.Module):
@@ -162,6 +163,16 @@ class InferenceNetwork(nn.Module):
         return self
 
 
+class _Chosen(NamedTuple):
+    """What computes a network in one case."""
+
+    stem: Callable[[Tensor, Run], Tensor]
+    layers: list[Callable[[Tensor, Run], Tensor]]
+    head: Callable[[Tensor], Tensor]
+    hidden: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor], Tensor]
+
+
 class FastMoViNet(InferenceNetwork):
     """A MoViNet for inference: the outputs of the readable network, rounded otherwise.
 
@@ -190,6 +201,7 @@ class FastMoViNet(InferenceNetwork):
         self.hidden = Pointwise(folded.hidden, spec.classifier_activation)
         self.output = Pointwise(folded.output)
         self._waves: dict[torch.dtype, tuple[Tensor, Tensor, list[int]]] = {}
+        self._chosen: dict[Case, _Chosen] = {}
         # What clips are computed in, or nothing while it is in use.
         self._workspaces: list[Workspace] = []
         self.register_load_state_dict_post_hook(_prepare_again)
@@ -199,13 +211,13 @@ class FastMoViNet(InferenceNetwork):
     def prepare(self) -> None:
         """Reach for the layers."""
         self._waves.clear()
+        self._chosen = {}
         self._workspaces.clear()
         self.bottlenecks: list[Layer] = [getattr(self, name) for name in self.layer_names]
-        self.steps = [layer.forward for layer in self.bottlenecks]
         self.weight = self.output.weight
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_workspaces": []}
+        return {**self.__dict__, "_chosen": {}, "_workspaces": []}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastMoViNet:
         super()._apply(fn, recurse)
@@ -236,7 +248,7 @@ class FastMoViNet(InferenceNetwork):
         """
         with torch.inference_mode():
             if tap is not None:
-                # Who watches may keep what is seen.
+                # In fresh memory: a tap may keep the tensors that it is shown.
                 return self.compute(video, state, tap)
             # Taken out while it computes: another thread computes in memory of its own.
             try:
@@ -254,32 +266,62 @@ class FastMoViNet(InferenceNetwork):
         state: StreamState | None,
         tap: Tap | None = None,
         workspace: Workspace | None = None,
-        kernels: Kernels | None = None,
+        package: Any = None,
     ) -> tuple[Tensor, StreamState | None]:
-        """Compute `run`; for a compiler, with operations that it makes the most of."""
+        """Compute `run`.
+
+        Args:
+            video, state, tap: as in `run`.
+            workspace: where to compute; by default in fresh memory.
+            package: computes parts of a package, see `Case`.
+        """
         video = video.to(self.dtype)
-        wide = at_least_float32(video.dtype)
-        run = Run(video.shape[0], video.shape[2], state, wide, tap, workspace, kernels, self.turned)
+        batch, _, frames, height, width = video.shape
+        case = Case(
+            *(batch, frames, height, width, video.dtype, video.device.type),
+            stream=state is not None,
+            traced=torch.compiler.is_compiling(),
+            watched=tap is not None,
+            package=package,
+        )
+        chosen = self._chosen.get(case)
+        if chosen is None:
+            chosen = self._choose(case)
+        run = Run(batch, frames, state, at_least_float32(video.dtype), tap, workspace, self.turned)
         if state is not None:
-            run.waves = self.waves(state.count, run.frames, video.dtype)
-        if kernels is not None and kernels.takes_stem(self.stem, video, run):
-            x = kernels.compute_stem(self.stem, video)
-        else:
-            # A view for one frame, and for one video.
-            x = video.permute(2, 0, 3, 4, 1).flatten(0, 1)
-            x = self.stem.of_video(x, run)
-        for step in self.steps:
-            x = step(x, run)
-        x = self.head(x.view(-1, x.shape[3])).view(*x.shape[:3], -1)
-        x = run.show("head.activation", x)
+            run.waves = self.waves(state.count, frames, video.dtype)
+        x = chosen.stem(video, run)
+        for layer in chosen.layers:
+            x = layer(x, run)
+        x = run.show("head.activation", chosen.head(x.view(-1, x.shape[3])).view(*x.shape[:3], -1))
         pooled = run.show_vector("pool", self._pool(x, run))
-        hidden = run.show_vector("classifier.hidden.activation", _product(self.hidden, pooled, run))
-        logits = _product(self.output, hidden, run)
+        hidden = run.show_vector("classifier.hidden.activation", chosen.hidden(pooled))
+        logits: Tensor = chosen.output(hidden)
         if tap is not None:
             logits = tap("classifier", logits)
         if state is None:
             return logits, None
         return logits, StreamState(run.new_frames, run.new_pools, state.count + run.frames)
+
+    def _choose(self, case: Case) -> _Chosen:
+        """Ask what computes each part of the network, once for each case."""
+        first, layers = case, []
+        stem = choose(STEM, self.stem, case)
+        case = case.of_size(*self.stem.out_size(case.height, case.width))
+        for layer in self.bottlenecks:
+            layers.append(choose(LAYER, layer, case))
+            case = case.of_size(*layer.depthwise.out_size(case.height, case.width))
+        vector = case._replace(frames=1, height=1, width=1)
+        if len(self._chosen) >= _CASES:
+            self._chosen.clear()
+        found = self._chosen[first] = _Chosen(
+            stem,
+            layers,
+            choose(PRODUCT, self.head, case),
+            choose(CLASSIFIER, self.hidden, vector),
+            choose(CLASSIFIER, self.output, vector),
+        )
+        return found
 
     def quantise(self) -> None:
         """Compute the large 1 x 1 convolutions with 8-bit weights and activations from now on.
@@ -380,13 +422,6 @@ class FastMoViNet(InferenceNetwork):
             rates.append(torch.cat([rate[0::2], rate[1::2]]))
             sines.append(torch.arange(channels, device=self.device) < (channels + 1) // 2)
         return torch.cat(rates), torch.cat(sines), [len(rate) for rate in rates]
-
-
-def _product(block: Pointwise, x: Tensor, run: Run) -> Tensor:
-    if run.kernels is not None and run.kernels.takes_vector(block, x):
-        return run.kernels.compute_vector(block, x)
-    found: Tensor = block(x)
-    return found
 
 
 def _prepare_again(network: FastMoViNet, _keys: Any = None) -> None:

@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from movinet_port.fast.layers import Layer, StreamConv, average_pool
-from movinet_port.fast.run import Run
+from movinet_port.fast.backends import CLASSIFIER, NARROW, PRODUCT, SPACE, Case, choose
+from movinet_port.fast.backends.operations import (
+    excite,
+    expansion,
+    frames_of,
+    over_frames,
+    residual,
+)
+from movinet_port.fast.layers import Layer, StreamConv
+from movinet_port.fast.run import Run, Workspace
 from movinet_port.layers import at_least_float32
 
 
@@ -28,14 +36,19 @@ class FastPieces:
         self.batch = batch
         self.stem: Any = model.stem
         self.layers: Sequence[Any] = model.bottlenecks
+        self._workspace = Workspace()
+
+    def _case(self, x: Tensor) -> Case:
+        frames, height, width = len(x) // self.batch, *x.shape[1:3]
+        return Case(self.batch, frames, height, width, x.dtype, x.device.type)
 
     def _run(self, rows: int) -> Run:
         dtype = at_least_float32(self._model.dtype)
-        return Run(self.batch, rows // self.batch, None, dtype, None)
+        return Run(self.batch, rows // self.batch, None, dtype, workspace=self._workspace)
 
     def enter(self, piece: Tensor) -> Tensor:
         """Return frames, turned if the network's are."""
-        piece = piece.permute(2, 0, 3, 4, 1).flatten(0, 1)
+        piece = frames_of(piece)
         return piece.flip(1, 2) if self._model.turned else piece
 
     def taps(self, block: StreamConv) -> int:
@@ -46,28 +59,30 @@ class FastPieces:
         """Return the split-off spatial part's output."""
         if not block.splits:
             return piece
-        return block.over_space([(piece, 0)], self._run(piece.shape[0]))
+        x: Tensor = choose(SPACE, block, self._case(piece))([(piece, 0)], self._run(len(piece)))
+        return x
 
     def over_time(self, block: StreamConv, window: Tensor) -> Tensor:
         """Return the rest of the block."""
-        rows = window.shape[0] - (block.taps - 1) * self.batch
+        rows = len(window) - (block.taps - 1) * self.batch
         windows = [(window[tap * self.batch :][:rows], 0) for tap in range(block.taps)]
-        compute = block.over_frames if block.splits else block.over_space
-        return compute(windows, self._run(rows))
+        run = self._run(rows)
+        if block.splits:
+            return over_frames(block, windows, run)
+        x: Tensor = choose(SPACE, block, self._case(windows[0][0]))(windows, run)
+        return x
 
     def expand(self, layer: Layer, piece: Tensor) -> Tensor:
         """Return the expansion's output."""
-        x: Tensor = layer.expansion(piece.reshape(-1, piece.shape[3]))
-        return x.view(*piece.shape[:3], -1)
+        return expansion(layer, self._case(piece))(piece)
 
     def residual(self, layer: Layer, piece: Tensor) -> Tensor:
         """Return what the projection is added to."""
         if layer.skip is None:
             return piece
-        if layer.pools:
-            piece = average_pool(piece, layer.depthwise.turned)
-        x: Tensor = layer.skip(piece.reshape(-1, piece.shape[3]))
-        return x.view(*piece.shape[:3], -1)
+        case = self._case(piece)
+        rows = residual(layer, case)(piece, self._run(len(piece)))
+        return rows.view(len(piece), *layer.depthwise.out_size(case.height, case.width), -1)
 
     def pools_clip(self, layer: Layer) -> bool:
         """Return whether the squeeze-excitation pools over the clip."""
@@ -83,32 +98,29 @@ class FastPieces:
 
     def finish(self, layer: Layer, wide: Tensor, mean: Tensor | None, residual: Tensor) -> Tensor:
         """Return the layer's output."""
-        project = layer.project
-        weight = project.weight
-        rows = wide.reshape(-1, wide.shape[3])
-        gate = layer.gate
-        if gate is not None:
+        case, run, gates = self._case(wide), self._run(len(wide)), None
+        if layer.gate is not None:
             parts = [] if mean is None else [mean]
-            if gate.spatial:
+            if layer.gate.spatial:
                 means = self._means(wide).to(wide.dtype)
                 parts = [*(p.repeat(len(means) // len(p), 1) for p in parts), means]
-            gates: Tensor = gate.expand(gate.reduce(torch.cat(parts, 1)))
-            gates = gates.sigmoid_() if gate.limit is None else gates.clamp_(0.0, gate.limit)
-            if len(gates) == 1 and not project.quantized:
-                weight = weight * gates
-            else:
-                apart = rows.view(-1, len(gates), wide.shape[1] * wide.shape[2], wide.shape[3])
-                apart.mul_(gates[:, None, :])
-        y = residual.reshape(-1, residual.shape[3])
-        y = y.add_(project(rows)) if project.quantized else y.addmm_(rows, weight.t())
+            pooled = torch.cat(parts, 1)
+            one = case._replace(frames=len(pooled) // self.batch, height=1, width=1)
+            gates = excite(layer.gate, one)(pooled, run)
+        wide_rows, rows = wide.reshape(-1, wide.shape[3]), residual.reshape(-1, residual.shape[3])
+        y: Tensor = choose(NARROW, layer, case)(wide_rows, gates, rows, run)
         return y.view(*wide.shape[:3], -1)
 
     def head(self, piece: Tensor) -> Tensor:
         """Return the head's output."""
-        x: Tensor = self._model.head(piece.reshape(-1, piece.shape[3]))
+        x: Tensor = choose(PRODUCT, self._model.head, self._case(piece))(
+            piece.reshape(-1, piece.shape[3])
+        )
         return x.view(*piece.shape[:3], -1)
 
     def classify(self, mean: Tensor) -> Tensor:
         """Return logits."""
-        logits: Tensor = self._model.output(self._model.hidden(mean))
+        case = self._case(mean[:, None, None, :])
+        hidden = choose(CLASSIFIER, self._model.hidden, case)(mean)
+        logits: Tensor = choose(CLASSIFIER, self._model.output, case)(hidden)
         return logits

@@ -5,15 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from movinet_port.fast.state import StreamState
-
-if TYPE_CHECKING:
-    from movinet_port.fast.native import Kernels
 
 # Called with the canonical name of an activation and its value in the readable network's shape;
 # returns the value to go on with.
@@ -69,7 +66,6 @@ class Run:
         dtype: in which sums over a video are kept.
         tap: see `Tap`; None for nobody watching.
         workspace: where to compute; by default in fresh memory.
-        kernels: compute what they take, in a package.
         turned: whether frames are turned by 180 degrees between layers.
     """
 
@@ -81,15 +77,10 @@ class Run:
         dtype: torch.dtype,
         tap: Tap | None = None,
         workspace: Workspace | None = None,
-        kernels: Kernels | None = None,
         turned: bool = False,
     ) -> None:
         self.workspace = workspace or Workspace()
-        # One frame of one video.
-        self.alone = batch == frames == 1 and state is not None
         self.turned = turned
-        self.kernels = kernels
-        self.traced = torch.compiler.is_compiling()
         self.batch = batch
         self.frames = frames
         self.state = state

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from movinet_port import MoViNet
 from movinet_port.layers import Bottleneck, Conv, same_padding
+from movinet_port.streams import FRAME_COUNT, Snapshot
 
 Apply: TypeAlias = Callable[[MoViNet], nn.Module]
 TensorEdit: TypeAlias = Callable[[Tensor], Tensor]
@@ -1401,26 +1402,30 @@ def _stream_faults(network: MoViNet) -> Iterator[Fault]:
         network.clean_activation_buffers()
         return network(video)
 
+    def rewrite(network: MoViNet, change: Callable[[str, Tensor], Tensor]) -> None:
+        stream = network.snapshot()
+        assert stream is not None
+        state = {name: change(name, value) for name, value in stream.state.items()}
+        network.restore(Snapshot(state, stream.shape))
+
     def uncounted(network: MoViNet, video: Tensor) -> Tensor:
         out = network(video)
-        assert network._state is not None
-        network._state["frame_count"] = network._state["frame_count"] * 0 + 1
+        rewrite(network, lambda name, value: 0 * value + 1 if name == FRAME_COUNT else value)
         return out
 
     def by_clips(network: MoViNet, video: Tensor) -> Tensor:
-        before = 0 if network._state is None else network._state["frame_count"]
+        stream = network.snapshot()
+        before = 0 if stream is None else stream.state[FRAME_COUNT]
         out = network(video)
-        assert network._state is not None
-        network._state["frame_count"] = 0 * network._state["frame_count"] + before + 1
+        rewrite(
+            network, lambda name, value: 0 * value + before + 1 if name == FRAME_COUNT else value
+        )
         return out
 
     def restarted(state: str) -> Callable[[MoViNet, Tensor], Tensor]:
         def call(network: MoViNet, video: Tensor) -> Tensor:
             out = network(video)
-            assert network._state is not None
-            for name, value in network._state.items():
-                if name.endswith(state):
-                    network._state[name] = 0 * value
+            rewrite(network, lambda name, value: 0 * value if name.endswith(state) else value)
             return out
 
         return call

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from movinet_port.clips import predict_clip
-from movinet_port.errors import SpecError, StateError
+from movinet_port.errors import SpecError
 from movinet_port.layers import (
     ACTIVATIONS,
     Bottleneck,
@@ -23,7 +23,6 @@ from movinet_port.layers import (
     Conv,
     ConvBlock,
     StreamConvBlock,
-    at_least_float32,
 )
 from movinet_port.spec import ModelSpec
 from movinet_port.stages import ReadablePieces
@@ -32,16 +31,14 @@ from movinet_port.streams import (
     POOL_BUFFER,
     STREAM_BUFFER,
     State,
+    StatefulNetwork,
     check_state,
     check_video,
-    init_state,
-    is_pool,
-    state_shapes,
 )
 from movinet_port.variants import get_spec
 
 
-class MoViNet(nn.Module):
+class MoViNet(StatefulNetwork):
     """A mobile video network (arXiv 2103.11511) as Google published it.
 
     Args:
@@ -91,8 +88,6 @@ class MoViNet(nn.Module):
         self.pool = ClipPool()
         self.classifier = Classifier(spec, dropout)
         self.labels: tuple[str, ...] | None = None  # the classes' names, if known
-        self._state: State | None = None
-        self._stream_shape: tuple[int, int, int] | None = None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -126,46 +121,10 @@ class MoViNet(nn.Module):
         if not self.spec.causal:
             return self._run(video, None)[0]
         shape = check_video(video)
-        state = self._state
-        if state is None:
-            state = self.init_state(*shape)
-        elif self._stream_shape != shape:
-            raise StateError(
-                f"the clip is (batch, height, width) = {shape}, but the video so far was "
-                f"{self._stream_shape}; call clean_activation_buffers() before another video"
-            )
-        logits, state = self._run(video, state)
+        logits, state = self._run(video, self._so_far(shape))
         # Only now: a clip that failed is no part of the video.
-        self._stream_shape = shape
-        self._state = {name: value.detach() for name, value in state.items()}
+        self._stream = shape, self._keep(state)
         return logits
-
-    def clean_activation_buffers(self) -> None:
-        """Forget the video so far. To be called after the last clip of a video."""
-        self._state = None
-        self._stream_shape = None
-
-    def init_state(self, batch: int, height: int, width: int) -> State:
-        """Return the state before the first frame of a video.
-
-        Args:
-            batch: number of videos.
-            height, width: size of the frames, in pixels.
-
-        Returns:
-            Tensors on the network's device: ``{layer}.stream_buffer`` (batch, channels, frames,
-            height, width) in the network's dtype; ``{layer}.pool_buffer`` and
-            ``head.pool_buffer`` (batch, channels, 1, 1, 1), float32 or wider;
-            ``frame_count`` (batch,) int64.
-
-        Raises:
-            StateError: the network is not causal, so it has no state.
-        """
-        return init_state(self.spec, batch, height, width, self.dtype, self.device)
-
-    def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape, without the batch, of every state for frames of the given size."""
-        return state_shapes(self.spec, height, width)
 
     def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
         """Return logits of the video up to and with this clip, and the state after it.
@@ -186,7 +145,7 @@ class MoViNet(nn.Module):
         if not self.spec.causal:
             self.init_state(1, 1, 1)  # raises, with the reason
         if not torch.compiler.is_compiling():
-            check_state(self.spec, video, state)
+            check_state(self.spec, state, check_video(video), video.device)
         return self._run(video, state)
 
     @property
@@ -294,18 +253,6 @@ class MoViNet(nn.Module):
         emit("head", x)
         keep(FRAME_COUNT, count + video.shape[2])
         return self.classifier(x), new
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoViNet:
-        # What .to(), .half(), .cuda() do to the parameters they do to the stream in flight too.
-        super()._apply(fn, recurse)
-        if self._state is not None:
-            moved = {name: fn(value) for name, value in self._state.items()}
-            for name in filter(is_pool, moved):
-                moved[name] = self._state[name].to(
-                    moved[name].device, at_least_float32(moved[name].dtype)
-                )
-            self._state = moved
-        return self
 
 
 def _resolve_spec(

@@ -1,17 +1,21 @@
-"""What a stream network remembers between clips: names, shapes, and whether a state fits."""
+"""What a stream network remembers between clips: names, shapes, checks, and who remembers it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from movinet_port.errors import StateError
 from movinet_port.layers import at_least_float32
 from movinet_port.spec import ModelSpec, Triple
 
 State = dict[str, Tensor]
+VideoShape = tuple[int, int, int]  # (batch, height, width) of a video's clips
 
 # Canonical names of what a stream network remembers; the first two have a layer's name before.
 STREAM_BUFFER = "stream_buffer"
@@ -81,13 +85,21 @@ def init_state(
     }
 
 
-def check_state(spec: ModelSpec, video: Tensor, state: Mapping[str, Tensor]) -> None:
+def check_state(
+    spec: ModelSpec, state: Mapping[str, Tensor], shape: VideoShape, device: torch.device
+) -> None:
     """Check names, shapes and devices of a public state.
+
+    Args:
+        spec: the architecture.
+        state: as `MoViNet.init_state` describes it.
+        shape: (batch, height, width) of the clips.
+        device: where they are.
 
     Raises:
         StateError: it is not one of this architecture for this batch and frame size.
     """
-    batch, height, width = check_video(video)
+    batch, height, width = shape
     shapes = state_shapes(spec, height, width)
     missing, unknown = shapes.keys() - state.keys(), state.keys() - shapes.keys()
     if missing or unknown:
@@ -96,21 +108,21 @@ def check_state(spec: ModelSpec, video: Tensor, state: Mapping[str, Tensor]) -> 
             f"{', '.join(sorted(missing)) or 'none'}; unknown "
             f"{', '.join(sorted(unknown)) or 'none'}; start with init_state()"
         )
-    for name, shape in shapes.items():
-        if tuple(state[name].shape) != (batch, *shape):
+    for name, axes in shapes.items():
+        if tuple(state[name].shape) != (batch, *axes):
             raise StateError(
                 f"state {name!r} has shape {tuple(state[name].shape)}, expected "
-                f"{(batch, *shape)} for a batch of {batch} at {height} x {width}; "
+                f"{(batch, *axes)} for a batch of {batch} at {height} x {width}; "
                 f"a new batch or frame size starts with a new init_state()"
             )
-        if state[name].device != video.device:
+        if state[name].device != device:
             raise StateError(
-                f"state {name!r} is on {state[name].device}, the clip on {video.device}; move one "
+                f"state {name!r} is on {state[name].device}, the clip on {device}; move one "
                 f"of them with .to()"
             )
 
 
-def check_video(video: Tensor) -> tuple[int, int, int]:
+def check_video(video: Tensor) -> VideoShape:
     """Return (batch, height, width)."""
     if video.ndim != 5 or video.shape[1] != 3:
         raise StateError(
@@ -127,6 +139,144 @@ def check_video(video: Tensor) -> tuple[int, int, int]:
     return video.shape[0], video.shape[3], video.shape[4]
 
 
-def is_pool(state_name: str) -> bool:
-    """Return whether a state is a sum over the video, which is kept in float32 or wider."""
-    return state_name.endswith(POOL_BUFFER)
+def moved(state: Mapping[str, Tensor], fn: Callable[[Tensor], Tensor]) -> State:
+    """Return a state after ``.to()`` or the like; sums over a video stay float32 or wider."""
+    found = {name: fn(value) for name, value in state.items()}
+    for name, value in found.items():
+        if name.endswith(POOL_BUFFER):
+            found[name] = state[name].to(value.device, at_least_float32(value.dtype))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a network remembers of a video between calls.
+
+    Attributes:
+        state: as `MoViNet.init_state` describes it. No copies: change no tensor in place.
+        shape: (batch, height, width) of the video's clips.
+    """
+
+    state: State
+    shape: VideoShape
+
+
+class StatefulNetwork(nn.Module):
+    """A network that can remember the video so far from call to call.
+
+    ``forward`` of a subclass computes from `_so_far` and puts what comes after into `_stream`. It
+    may keep the state in a form of its own, which `_keep`, `_public` and `_move` then translate.
+
+    Attributes:
+        spec: the architecture.
+    """
+
+    spec: ModelSpec
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stream: tuple[VideoShape, Any] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it computes in."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu")
+
+    def init_state(self, batch: int, height: int, width: int) -> State:
+        """Return the state before the first frame of a video.
+
+        Args:
+            batch: number of videos.
+            height, width: size of the frames, in pixels.
+
+        Returns:
+            Tensors on the network's device: ``{layer}.stream_buffer`` (batch, channels, frames,
+            height, width) in the network's dtype; ``{layer}.pool_buffer`` and
+            ``head.pool_buffer`` (batch, channels, 1, 1, 1), float32 or wider;
+            ``frame_count`` (batch,) int64.
+
+        Raises:
+            StateError: the network is not causal, so it has no state.
+        """
+        return init_state(self.spec, batch, height, width, self.dtype, self.device)
+
+    def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape, without the batch, of every state for frames of the given size."""
+        return state_shapes(self.spec, height, width)
+
+    @contextlib.contextmanager
+    def video(self) -> Iterator[None]:
+        """Let the calls inside be one video: it starts anew, and is forgotten at the end.
+
+        Example::
+
+            with model.video():
+                for clip in clips:
+                    logits = model(clip)
+        """
+        self.clean_activation_buffers()
+        try:
+            yield
+        finally:
+            self.clean_activation_buffers()
+
+    def clean_activation_buffers(self) -> None:
+        """Forget the video so far. To be called after the last clip of a video."""
+        self._stream = None
+
+    def snapshot(self) -> Snapshot | None:
+        """Return what is remembered of the video so far; None before its first clip."""
+        if self._stream is None:
+            return None
+        shape, kept = self._stream
+        return Snapshot(self._public(kept), shape)
+
+    def restore(self, snapshot: Snapshot | None) -> None:
+        """Go on with the video of a `snapshot`, of this network or of one of the same spec.
+
+        Raises:
+            StateError: the state is none of this network.
+        """
+        if snapshot is None:
+            self._stream = None
+            return
+        check_state(self.spec, snapshot.state, snapshot.shape, self.device)
+        self._stream = snapshot.shape, self._keep(snapshot.state)
+
+    def _so_far(self, shape: VideoShape) -> Any:
+        """Return what to go on from with a clip of a shape.
+
+        Raises:
+            StateError: the clip is none of the video so far.
+        """
+        if self._stream is None:
+            return self._keep(self.init_state(*shape))
+        before, kept = self._stream
+        if before != shape:
+            raise StateError(
+                f"the clip is (batch, height, width) = {shape}, but the video so far was "
+                f"{before}; call clean_activation_buffers() before another video"
+            )
+        return kept
+
+    def _keep(self, state: Mapping[str, Tensor]) -> Any:
+        return {name: value.detach() for name, value in state.items()}
+
+    def _public(self, kept: Any) -> State:
+        return dict(kept)
+
+    def _move(self, kept: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+        return moved(kept, fn)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        # What .to(), .half(), .cuda() do to the parameters they do to the stream in flight too.
+        super()._apply(fn, recurse)
+        if self._stream is not None:
+            shape, kept = self._stream
+            self._stream = shape, self._move(kept, fn)
+        return self

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from movinet_port.errors import nearest
 from movinet_port.layers import ClipPool, CumulativePool, SpatialPool
 from movinet_port.model import MoViNet
+from movinet_port.streams import Snapshot
 from parity.errors import ComparisonError
 from parity.optimised import Optimised, Sum
 from parity.taps import INPUT, model_taps
@@ -85,8 +86,8 @@ class ComparedModel:
         self.network: MoViNet | Optimised | None = found[1] if found else None
         # What the network remembers as it is handed in: a video's beginning should be nothing.
         self.initial: dict[str, Tensor] = {}
-        if self.network is not None and self.network._state is not None:
-            self.initial = {name: v.clone() for name, v in self.network._state.items()}
+        if self.network is not None and (before := self.network.snapshot()) is not None:
+            self.initial = {k: v.clone() for k, v in before.state.items()}
 
     @property
     def causal(self) -> bool:
@@ -162,8 +163,8 @@ class ComparedModel:
                 keep = record.activations
                 with self._watched(number, keep, values, watch):
                     self.model(torch.from_numpy(np.ascontiguousarray(chunk)).to(clip_type))
-                if self.network is not None and self.network._state is not None:
-                    record.states = {k: v.clone() for k, v in self.network._state.items()}
+                if self.network is not None and (after := self.network.snapshot()) is not None:
+                    record.states = {k: v.clone() for k, v in after.state.items()}
         return recorded
 
     def capture(
@@ -265,11 +266,12 @@ class ComparedModel:
     def _set_states(self, states: Mapping[str, Array], chunk: Array) -> None:
         if self.network is None or not states:
             return
-        fresh = self.network.init_state(chunk.shape[0], *chunk.shape[3:])
-        self.network._state = {
-            name: torch.from_numpy(states[name]).to(value.dtype) for name, value in fresh.items()
+        shape = (chunk.shape[0], chunk.shape[3], chunk.shape[4])
+        state = {
+            name: torch.from_numpy(states[name]).to(value.dtype)
+            for name, value in self.network.init_state(*shape).items()
         }
-        self.network._stream_shape = (chunk.shape[0], chunk.shape[3], chunk.shape[4])
+        self.network.restore(Snapshot(state, shape))
 
     @contextlib.contextmanager
     def _as(self, dtype: torch.dtype | None) -> Iterator[None]:
@@ -289,17 +291,17 @@ class ComparedModel:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        network, state, shape = self.network, None, None
-        if network is not None:
-            state, shape = network._state, network._stream_shape
+        network = self.network
+        before = None if network is None else network.snapshot()
         try:
             for parameter, data in parameters:
                 parameter.data = cast(data)
             for module, name, buffer in buffers:
                 # In training mode a normalisation writes to its statistics.
                 module._buffers[name] = cast(buffer.clone())
-            if network is not None and state is not None:
-                network._state = {name: cast(value) for name, value in state.items()}
+            if network is not None and before is not None:
+                state = {name: cast(value) for name, value in before.state.items()}
+                network.restore(Snapshot(state, before.shape))
             yield
         finally:
             for parameter, data in parameters:
@@ -307,7 +309,7 @@ class ComparedModel:
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
             if network is not None:
-                network._state, network._stream_shape = state, shape
+                network.restore(before)
 
 
 def find_network(model: nn.Module) -> tuple[str, MoViNet | Optimised] | None:

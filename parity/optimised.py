@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from movinet_port.fast import FastMoViNet, InferenceNetwork
 from movinet_port.fast.state import StreamState
 from movinet_port.model import MoViNet
-from movinet_port.streams import State
+from movinet_port.streams import StatefulNetwork
 from parity.errors import ComparisonError
 from parity.taps import INPUT, model_taps
 
@@ -45,7 +45,7 @@ def _is_pool(tap: str) -> bool:
     return tap == _HEAD_POOL or tap.endswith((".spatial_pool", ".temporal_pool"))
 
 
-class Optimised(nn.Module):
+class Optimised(StatefulNetwork):
     """Runs an optimised network, each activation through the module of its name.
 
     Args:
@@ -80,10 +80,7 @@ class Optimised(nn.Module):
         self._networks = {network.dtype: network}
         self._exact = exact
         self._current = network.dtype
-        self._state: State | None = None
-        self._stream_shape: tuple[int, int, int] | None = None
-        if network._held is not None:
-            self._state, self._stream_shape = network._held.public(), network._stream_shape
+        self.restore(network.snapshot())
 
     def _place(self, tap: str) -> None:
         module: nn.Module = self
@@ -100,10 +97,6 @@ class Optimised(nn.Module):
         """The type it computes in."""
         return self._current
 
-    def init_state(self, batch: int, height: int, width: int) -> State:
-        """Return the state before the first frame."""
-        return self._exact.init_state(batch, height, width)
-
     def forward(self, video: Tensor) -> Tensor:
         """Return logits, and remember the video in a stream network."""
         if self._current not in self._networks:
@@ -112,9 +105,7 @@ class Optimised(nn.Module):
         shape = network.check(video)
         state = None
         if self.spec.causal:
-            if self._state is None:
-                self._state = network.init_state(*shape)
-            state = StreamState.of(self._state, network.dtype)
+            state = StreamState.of(self._so_far(shape), network.dtype)
         # As it is used. The activations come from a run that keeps them whole.
         logits, after = network.run(video, state)
         replaced = False
@@ -145,16 +136,16 @@ class Optimised(nn.Module):
                 after = dataclasses.replace(after, pools=pools)
         else:
             logits = self.get_submodule(_LOGITS)(logits.clone())
-        self._stream_shape = shape
-        self._state = None if after is None else after.public()
+        self._stream = None if after is None else (shape, after.public())
         return logits
 
     @contextlib.contextmanager
     def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
         """Compute in another type; the state is put back at the end."""
-        current, state, shape = self._current, self._state, self._stream_shape
+        current, before = self._current, self.snapshot()
         self._current = dtype or current
         try:
             yield
         finally:
-            self._current, self._state, self._stream_shape = current, state, shape
+            self._current = current
+            self.restore(before)

@@ -161,12 +161,12 @@ def test_comparing_leaves_the_network_as_it_was(reference):
     network = right.build().train()
     network(torch.from_numpy(clip_of()))
     before = copy.deepcopy(network.state_dict())
-    state = {name: value.clone() for name, value in network._state.items()}
+    state = {name: value.clone() for name, value in network.snapshot().state.items()}
     run(right, network)
     assert network.training
     after = network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert all(torch.equal(network._state[name], value) for name, value in state.items())
+    assert all(torch.equal(network.snapshot().state[name], value) for name, value in state.items())
     assert not any(module._forward_hooks for module in network.modules())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import itertools
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from movinet_port import MoViNet, StateError, StemSpec, create_model
+from movinet_port import MoViNet, StateError, StemSpec, create_model, optimize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -276,8 +277,7 @@ def test_state_keeps_nothing_alive_but_itself(
     with torch.no_grad():
         _, state = model.step(clip, model.init_state(batch, 19, 26))
         model(clip)
-    assert model._state is not None
-    for values in (state, model._state):
+    for values in (state, model.snapshot().state):
         for name, value in values.items():
             size = value.numel() * value.element_size()
             assert value.untyped_storage().nbytes() == size, name
@@ -292,8 +292,8 @@ def test_memory_does_not_grow_with_the_number_of_frames(
     with torch.set_grad_enabled(gradients):
         for index in range(30):
             model(video(1, 1 + index % 3, seed=index))
-            sizes.add(owned_bytes(model._state))
-            assert all(value.grad_fn is None for value in model._state.values())
+            sizes.add(owned_bytes(model.snapshot().state))
+            assert all(value.grad_fn is None for value in model.snapshot().state.values())
     assert len(sizes) == 1
 
 
@@ -398,6 +398,52 @@ def test_saving_the_module_takes_the_video_along(stream: Any, video: Any) -> Non
     torch.testing.assert_close(twin(second), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("level", [None, "eager"])
+def test_network_goes_on_from_a_snapshot(stream: Any, video: Any, level: str | None) -> None:
+    model = stream(positional_encoding=True)
+    first, second = video().split([3, 4], dim=2)
+    expected, _ = step_through(model, video(), [7])
+    network = model if level is None else optimize(model, level)
+    assert network.snapshot() is None
+    network(first)
+    snapshot = network.snapshot()
+    for _ in range(2):
+        torch.testing.assert_close(network(second), expected, rtol=0, atol=1e-10)
+        network.restore(snapshot)
+    # Either kind of network goes on where the other stopped.
+    model.restore(snapshot)
+    torch.testing.assert_close(model(second), expected, rtol=0, atol=1e-10)
+    wrong = dataclasses.replace(snapshot, shape=(2, 19, 40))
+    with pytest.raises(StateError, match=r"stream_buffer' has shape .* at 19 x 40"):
+        network.restore(wrong)
+    network.restore(None)
+    assert network.snapshot() is None
+
+
+@pytest.mark.parametrize("level", [None, "eager"])
+def test_video_is_forgotten_before_and_after_its_context(
+    stream: Any, video: Any, level: str | None
+) -> None:
+    model = stream()
+    network = model if level is None else optimize(model, level)
+    expected, _ = step_through(model, video(), [7])
+    network(video(seed=1))
+    with network.video():
+        for clip in video().split([3, 4], dim=2):
+            logits = network(clip)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+    assert network.snapshot() is None
+
+    def failing() -> None:
+        with network.video():
+            network(video())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert network.snapshot() is None
+
+
 def test_state_dict_holds_no_video_and_loads_beside_one(
     stream: Any, video: Any, mini_spec: Any
 ) -> None:
@@ -410,7 +456,7 @@ def test_state_dict_holds_no_video_and_loads_beside_one(
     twin = MoViNet(mini_spec("stream")).double().eval()
     twin(first)  # with other weights
     twin.load_state_dict(model.state_dict())
-    assert twin._state is not None
+    assert twin.snapshot() is not None
     twin.clean_activation_buffers()
     torch.testing.assert_close(twin(video()), expected, rtol=0, atol=1e-10)
     model.load_state_dict(model.state_dict())
@@ -433,12 +479,12 @@ def test_network_changes_type_with_a_video_in_flight(
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 0.15)
     scale = expected.abs().max()
     assert (logits.double() - expected).abs().max() <= tolerance * scale
-    for name, value in model._state.items():
+    for name, value in model.snapshot().state.items():
         wide = torch.promote_types(dtype, torch.float32)
         is_sum = name.endswith("pool_buffer")
         if name != "frame_count":
             assert value.dtype == (wide if is_sum else dtype), name
-    assert model._state["frame_count"].tolist() == [7, 7]
+    assert model.snapshot().state["frame_count"].tolist() == [7, 7]
     model.clean_activation_buffers()
     assert model(second.to(dtype)).isfinite().all()
 
@@ -475,7 +521,7 @@ def test_network_changes_device_with_a_video_in_flight(stream: Any, video: Any) 
     first, second = video().split([3, 4], dim=2)
     model(first)
     model.to("cuda")
-    assert {value.device.type for value in model._state.values()} == {"cuda"}
+    assert {value.device.type for value in model.snapshot().state.values()} == {"cuda"}
     torch.testing.assert_close(model(second.cuda()).cpu(), expected, rtol=1e-8, atol=1e-8)
 
 
@@ -484,7 +530,7 @@ def test_to_meta_takes_the_video_along(stream: Any, video: Any) -> None:
     model = stream(positional_encoding=True)
     model(video())
     model.to("meta")
-    assert {value.device.type for value in model._state.values()} == {"meta"}
+    assert {value.device.type for value in model.snapshot().state.values()} == {"meta"}
     assert model(video().to("meta")).shape == (2, 7)
 
 

@@ -226,8 +226,7 @@ def test_no_buffer_carries_a_graph_from_clip_to_clip(
     clips = [clip.clone().requires_grad_() for clip in video(2, 9).split(3, dim=2)]
     for index, clip in enumerate(clips):
         model(clip).square().sum().backward()
-        assert model._state is not None
-        for name, value in model._state.items():
+        for name, value in model.snapshot().state.items():
             assert value.grad_fn is None, name
             assert not value.requires_grad, name
         reached = [other.grad is not None for other in clips]
@@ -307,8 +306,7 @@ def test_clip_wise_training_learns_two_random_videos(mini_spec: Any, video: Any)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     def detached() -> None:
-        assert model._state is not None
-        assert all(value.grad_fn is None for value in model._state.values())
+        assert all(value.grad_fn is None for value in model.snapshot().state.values())
 
     losses = train(model, optimizer, videos, torch.tensor([1, 5]), epochs=25, check=detached)
     assert losses[0] == pytest.approx(torch.tensor(7.0).log().item(), abs=0.3)

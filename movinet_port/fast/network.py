@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from movinet_port.clips import predict_clip
-from movinet_port.errors import MovinetPortError, SpecError, StateError
+from movinet_port.errors import MovinetPortError, SpecError
 from movinet_port.fast.backends import CLASSIFIER, LAYER, PRODUCT, STEM, Case, choose
 from movinet_port.fast.fold import Folded
 from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv
@@ -19,13 +19,13 @@ from movinet_port.fast.state import StreamState
 from movinet_port.layers import at_least_float32, encoding_rates
 from movinet_port.spec import ModelSpec
 from movinet_port.stages import Pieces
-from movinet_port.streams import State, check_state, check_video, init_state, state_shapes
+from movinet_port.streams import State, StatefulNetwork, check_state, check_video
 
 # For how many cases a network keeps what was chosen.
 _CASES = 64
 
 
-class InferenceNetwork(nn.Module):
+class InferenceNetwork(StatefulNetwork):
     """What every optimised network offers: the call signature of `MoViNet`, without gradients.
 
     A subclass computes, in `run`; the rest is the same for all of them.
@@ -42,18 +42,6 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.labels = labels
-        self._held: StreamState | None = None
-        self._stream_shape: tuple[int, int, int] | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type it computes in."""
-        raise NotImplementedError
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return torch.device("cpu")
 
     def run(self, video: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState | None]:
         """Return logits and the state after the clip, in the optimised networks' own form.
@@ -91,30 +79,10 @@ class InferenceNetwork(nn.Module):
         shape = self.check(video)
         if not self.spec.causal:
             return self.run(video, None)[0].clone()
-        held = self._held
-        if held is None:
-            held = StreamState.of(self.init_state(*shape))
-        elif self._stream_shape != shape:
-            raise StateError(
-                f"the clip is (batch, height, width) = {shape}, but the video so far was "
-                f"{self._stream_shape}; call clean_activation_buffers() before another video"
-            )
-        logits, self._held = self.run(video, held)
-        self._stream_shape = shape
+        logits, after = self.run(video, self._so_far(shape))
+        assert after is not None
+        self._stream = shape, after
         return logits.clone()
-
-    def clean_activation_buffers(self) -> None:
-        """Forget the video so far. To be called after the last clip of a video."""
-        self._held = None
-        self._stream_shape = None
-
-    def init_state(self, batch: int, height: int, width: int) -> State:
-        """Return the state before the first frame, as `MoViNet.init_state` does."""
-        return init_state(self.spec, batch, height, width, self.dtype, self.device)
-
-    def state_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape, without the batch, of every state, as `MoViNet.state_shapes` does."""
-        return state_shapes(self.spec, height, width)
 
     def predict_clip(self, frames: Tensor | Iterable[Tensor], chunk: int = 8, **how: Any) -> Tensor:
         """Return the logits of a clip too long to compute at once, as `MoViNet.predict_clip`."""
@@ -151,16 +119,19 @@ class InferenceNetwork(nn.Module):
         """
         if not self.spec.causal:
             self.init_state(1, 1, 1)  # raises, with the reason
-        self.check(video)
-        check_state(self.spec, video, state)
+        check_state(self.spec, state, self.check(video), video.device)
         logits, held = self.run(video, StreamState.of(state, self.dtype))
         assert held is not None
         return logits.clone(), held.public()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InferenceNetwork:
-        super()._apply(fn, recurse)
-        self._held = None if self._held is None else self._held.apply(fn)
-        return self
+    def _keep(self, state: Mapping[str, Tensor]) -> StreamState:
+        return StreamState.of(state)
+
+    def _public(self, kept: StreamState) -> State:
+        return kept.public()
+
+    def _move(self, kept: StreamState, fn: Callable[[Tensor], Tensor]) -> StreamState:
+        return kept.apply(fn)
 
 
 class _Chosen(NamedTuple):

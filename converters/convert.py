@@ -29,7 +29,8 @@ from converters.graph_evidence import GraphEvidence
 from converters.layouts import to_torch_layout
 from converters.locate import Located, locate_variables
 from converters.recognise import Finding, recognise
-from converters.verify import Verification, verify_saved_model
+from converters.verify import require, verify_saved_model
+from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import Checkpoint, listing
 from movinet_port.inputs import published_input
 from movinet_port.model import MoViNet
@@ -58,7 +59,7 @@ class Conversion:
     era: int
     used: tuple[str, ...]
     outside: tuple[str, ...]
-    verification: Verification | None
+    verification: Agreement | None
 
 
 def convert(source: str | os.PathLike[str], **options: Any) -> Checkpoint:
@@ -107,7 +108,7 @@ def convert_source(
             progress("running both sides on a random clip")
             verification = verify_saved_model(opened.path, conversion.checkpoint.build())
             conversion = dataclasses.replace(conversion, verification=verification)
-            verification.require()
+            require(verification)
         return conversion
 
 

@@ -31,7 +31,8 @@ from converters.errors import ConversionError, VerificationError
 from converters.layouts import from_torch_layout
 from converters.locate import locate_variables
 from converters.tensorflow import import_tensorflow, quiet
-from converters.verify import Verification, verify_saved_model
+from converters.verify import require, verify_saved_model
+from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import Checkpoint, check_fit, listing
 from movinet_port.files import whole_file, whole_folder
 from movinet_port.model import MoViNet
@@ -150,7 +151,7 @@ class TensorFlowExport:
     path: Path
     target: str
     variables: int
-    verification: Verification | None
+    verification: Agreement | None
     notes: tuple[str, ...]
 
 
@@ -227,7 +228,7 @@ def _write_saved_model(
     variables: Sequence[TensorFlowVariable],
     verify: bool,
     progress: Progress,
-) -> Verification | None:
+) -> Agreement | None:
     verification = None
     with whole_folder(path) as folder:
         model = _authors_model(checkpoint.spec, variables, progress)
@@ -238,7 +239,7 @@ def _write_saved_model(
         if verify:
             progress("running both sides on a random clip")
             verification = verify_saved_model(folder, checkpoint.build())
-            verification.require()
+            require(verification)
     return verification
 
 
@@ -273,7 +274,7 @@ def _write_keras(
 KERAS_3_SUFFIX = ".weights.h5"
 
 # Target -> what writes it.
-TARGETS: Mapping[str, Callable[..., Verification | None]] = {
+TARGETS: Mapping[str, Callable[..., Agreement | None]] = {
     "tf-checkpoint": _write_checkpoint,
     "saved-model": _write_saved_model,
     "keras-h5": _write_keras,

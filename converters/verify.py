@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from converters.errors import ConversionError, VerificationError
 from converters.graph import SIGNATURES, argument_name
 from converters.tensorflow import import_tensorflow
-from movinet_port.floor import LOGIT_BOUND
+from movinet_port.agreement import LOGIT_BOUND, Agreement, Tally
 from movinet_port.model import MoViNet
 
 # What a free axis of the signature is set to: small, odd, not square.
@@ -23,40 +22,17 @@ _FREE = {"batch": 2, "frames": 2, "height": 61, "width": 83}
 _CLIPS = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """How far the converted network's logits are from the source's.
-
-    Attributes:
-        shape: (batch, clips, frames, height, width) of what both sides saw.
-        difference: largest absolute difference of a logit.
-        magnitude: largest absolute logit of the source.
-    """
-
-    shape: tuple[int, int, int, int, int]
-    difference: float
-    magnitude: float
-    bound: float = LOGIT_BOUND
-
-    @property
-    def relative(self) -> float:
-        """Largest difference relative to the largest logit."""
-        return self.difference / self.magnitude if self.magnitude else float(self.difference > 0)
-
-    def __bool__(self) -> bool:
-        return self.relative <= self.bound
-
-    def require(self) -> None:
-        """Raise `VerificationError` unless the logits agree."""
-        if not self:
-            raise VerificationError(
-                f"the converted network's logits differ from TensorFlow's by {self.relative:.2e} "
-                f"of the largest one, expected at most {self.bound:.0e}; nothing was written; "
-                f"'movinet-port parity' says which layer it is"
-            )
+def require(agreement: Agreement) -> None:
+    """Raise `VerificationError` unless the logits agree."""
+    if not agreement:
+        raise VerificationError(
+            f"the converted network's logits differ from TensorFlow's by {agreement.relative:.2e} "
+            f"of the largest one, expected at most {LOGIT_BOUND:.0e}; nothing was written; "
+            f"'movinet-port parity' says which layer it is"
+        )
 
 
-def verify_saved_model(folder: Path, model: MoViNet, seed: int = 0) -> Verification:
+def verify_saved_model(folder: Path, model: MoViNet, seed: int = 0) -> Agreement:
     """Run both sides on one random video and compare the logits after each clip.
 
     Args:
@@ -72,22 +48,18 @@ def verify_saved_model(folder: Path, model: MoViNet, seed: int = 0) -> Verificat
     clips = _CLIPS if model.spec.causal else 1
     shape = (clips, batch, frames, height, width, 3)
     video = np.random.default_rng(seed).random(shape, dtype=np.float32)
-    difference = magnitude = 0.0
-    model.clean_activation_buffers()
-    for clip in video:
-        expected = reference(clip)
-        with torch.inference_mode():
-            found = model(torch.from_numpy(clip).permute(0, 4, 1, 2, 3)).numpy()
-        if expected.shape != found.shape:
-            raise VerificationError(
-                f"the source gives logits of shape {expected.shape}, "
-                f"the converted network {found.shape}"
-            )
-        # np.maximum and not max, which loses NaN.
-        difference = float(np.maximum(difference, np.abs(expected - found).max()))
-        magnitude = float(np.maximum(magnitude, np.abs(expected).max()))
-    model.clean_activation_buffers()
-    return Verification((batch, clips, frames, height, width), difference, magnitude)
+    tally = Tally()
+    with model.video(), torch.inference_mode():
+        for clip in video:
+            expected = torch.from_numpy(reference(clip))
+            found = model(torch.from_numpy(clip).permute(0, 4, 1, 2, 3))
+            if expected.shape != found.shape:
+                raise VerificationError(
+                    f"the source gives logits of shape {tuple(expected.shape)}, "
+                    f"the converted network {tuple(found.shape)}"
+                )
+            tally.add((batch, frames, height, width), expected, found)
+    return tally.agreement()
 
 
 class SavedModelRunner:

@@ -21,8 +21,9 @@ import movinet_port
 import weights
 from converters import ConversionError, VerificationError
 from converters.deviations import era
-from converters.verify import Verification, verify_saved_model
+from converters.verify import require, verify_saved_model
 from movinet_port import ModelSpec, MoViNet
+from movinet_port.agreement import LOGIT_BOUND, Agreement
 from movinet_port.checkpoint import Checkpoint
 from movinet_port.errors import MovinetPortError
 
@@ -543,8 +544,8 @@ def test_conversion_is_compared_with_its_source() -> None:
     archive = FIXTURES["era3_mini_base"].archive
     verification = converters.convert_source(archive, progress=steps.append).verification
     assert verification
-    assert 0 < verification.difference <= verification.bound * verification.magnitude
-    assert verification.bound == BOUND
+    assert 0 < verification.difference <= BOUND * verification.magnitude
+    assert LOGIT_BOUND == BOUND
     assert any("both sides" in step for step in steps)
 
 
@@ -645,8 +646,8 @@ def test_signature_of_several_results_cannot_be_compared(tmp_path: Path) -> None
 def test_difference_counts_relative_to_the_largest_logit(
     difference: float, magnitude: float, agrees: bool
 ) -> None:
-    verification = Verification((2, 1, 2, 61, 83), difference, magnitude)
+    verification = Agreement(((2, 2, 61, 83),), difference, magnitude)
     assert bool(verification) is agrees
     if not agrees:
         with pytest.raises(VerificationError):
-            verification.require()
+            require(verification)

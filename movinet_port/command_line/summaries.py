@@ -6,7 +6,7 @@ from converters.convert import Conversion
 from converters.deviations import Deviation, deviations
 from converters.inspect import SourceDifference
 from converters.recognise import Finding
-from converters.verify import Verification
+from movinet_port.agreement import LOGIT_BOUND, Agreement
 from movinet_port.checkpoint import listing
 
 Rows = list[tuple[str, str]]
@@ -60,20 +60,20 @@ def assumption_rows(conversion: Conversion) -> Rows:
     ]
 
 
-def verification_rows(verification: Verification) -> Rows:
+def verification_rows(agreement: Agreement) -> Rows:
     """Say how far apart both sides' logits are."""
-    batch, clips, frames, height, width = verification.shape
-    clip = "clip" if clips == 1 else "clips"
+    batch, frames, height, width = agreement.clips[0]
+    clips = len(agreement.clips)
     return [
         (
             "compared",
-            f"{clips} {clip} of {frames} frames of {height} x {width}, batch {batch}, "
-            f"TensorFlow against PyTorch",
+            f"{clips} clip{'s' * (clips > 1)} of {frames} frames of {height} x {width}, batch "
+            f"{batch}, TensorFlow against PyTorch",
         ),
         (
             "difference",
-            f"{verification.difference:.2e} at logits up to {verification.magnitude:.3g}: "
-            f"{verification.relative:.1e} of the largest (bound {verification.bound:.0e})",
+            f"{agreement.difference:.2e} at logits up to {agreement.magnitude:.3g}: "
+            f"{agreement.relative:.1e} of the largest (bound {LOGIT_BOUND:.0e})",
         ),
     ]
 

@@ -1,13 +1,12 @@
 """Files for where a network is deployed: ONNX, TorchScript, exported programs, safetensors."""
 
-from movinet_port.export.compare import Comparison, compare
+from movinet_port.export.compare import compare
 from movinet_port.export.shape import ClipShape
 from movinet_port.export.targets import TARGETS, Exported, ExportError, export_checkpoint
 
 __all__ = [
     "TARGETS",
     "ClipShape",
-    "Comparison",
     "ExportError",
     "Exported",
     "compare",

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 import movinet_port
+from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import SAFETENSORS, Checkpoint, load_checkpoint, save
 from movinet_port.errors import MovinetPortError, nearest
-from movinet_port.export.compare import Comparison, Runner, compare
+from movinet_port.export.compare import Runner, compare, require
 from movinet_port.export.onnx_file import run_onnx, write_onnx
 from movinet_port.export.programs import (
     run_exported_program,
@@ -69,7 +70,7 @@ class Exported:
     path: Path
     target: str
     shape: ClipShape
-    comparison: Comparison | None
+    comparison: Agreement | None
 
 
 def _write_safetensors(
@@ -160,7 +161,7 @@ def export_checkpoint(
         if verify:
             progress("running both sides on random clips")
             comparison = compare(model, kind.run(temporary), shape)
-            comparison.require(f"the {kind.title}")
+            require(comparison, f"the {kind.title}")
     return Exported(Path(path), target, shape, comparison)
 
 

@@ -146,7 +146,7 @@ def _convert(
         status="converted",
         network=f"{spec.name} {spec.mode}, era {conversion.era}",
         classes=spec.num_classes,
-        difference=verification.relative if verification is not None else None,
+        difference=verification.logits if verification is not None else None,
     )
 
 

@@ -26,7 +26,7 @@ def require(agreement: Agreement) -> None:
     """Raise `VerificationError` unless the logits agree."""
     if not agreement:
         raise VerificationError(
-            f"the converted network's logits differ from TensorFlow's by {agreement.relative:.2e} "
+            f"the converted network's logits differ from TensorFlow's by {agreement.logits:.2e} "
             f"of the largest one, expected at most {LOGIT_BOUND:.0e}; nothing was written; "
             f"'movinet-port parity' says which layer it is"
         )

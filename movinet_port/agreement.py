@@ -36,13 +36,13 @@ class Agreement:
     rms: float = 0.0
 
     @property
-    def relative(self) -> float:
+    def logits(self) -> float:
         """The largest difference of a logit relative to its clip's largest logit."""
         return self.difference / self.magnitude if self.magnitude else float(self.difference != 0)
 
     def __bool__(self) -> bool:
         # Not "any greater": a NaN is greater than nothing.
-        return self.relative <= LOGIT_BOUND and self.states <= STATE_BOUND
+        return self.logits <= LOGIT_BOUND and self.states <= STATE_BOUND
 
 
 class Tally:
@@ -59,7 +59,7 @@ class Tally:
         worst = dataclasses.replace(self._found, difference=difference, magnitude=magnitude)
         first = not self._found.clips
         self._found = dataclasses.replace(
-            worst if first or _exceeds(worst.relative, self._found.relative) else self._found,
+            worst if first or _exceeds(worst.logits, self._found.logits) else self._found,
             clips=(*self._found.clips, clip),
         )
         if math.isfinite(difference):

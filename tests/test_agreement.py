@@ -23,7 +23,7 @@ def test_worst_clip_counts_relative_to_its_own_largest_logit() -> None:
     tally.add(CLIP, logits(10.0, 0.0), logits(10.0, 0.0))
     found = tally.agreement()
     assert (found.difference, found.magnitude) == (1e-4, 1.0)
-    assert found.relative == 1e-4
+    assert found.logits == 1e-4
     assert not found
     assert found.clips == (CLIP,) * 3
 
@@ -34,7 +34,7 @@ def test_nan_in_any_clip_is_no_agreement(position: int) -> None:
     for number in range(3):
         value = math.nan if number == position else 0.0
         tally.add(CLIP, logits(1.0, 0.0), logits(1.0, value))
-    assert math.isnan(tally.agreement().relative)
+    assert math.isnan(tally.agreement().logits)
     assert not tally.agreement()
 
 
@@ -42,7 +42,7 @@ def test_nan_in_any_clip_is_no_agreement(position: int) -> None:
 def test_logits_of_another_shape_or_type_are_infinitely_far(found: torch.Tensor) -> None:
     tally = Tally()
     tally.add(CLIP, logits(1.0, 0.0), found)
-    assert tally.agreement().relative == math.inf
+    assert tally.agreement().logits == math.inf
 
 
 def test_count_of_frames_must_be_exact_and_other_states_near() -> None:

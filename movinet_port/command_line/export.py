@@ -112,7 +112,7 @@ def _to_torch(
     states = f", states by {comparison.states:.1e}" if checkpoint.spec.causal else ""
     yield (
         "compared",
-        f"{len(comparison.clips)} clips: logits differ by {comparison.relative:.1e} of the largest "
+        f"{len(comparison.clips)} clips: logits differ by {comparison.logits:.1e} of the largest "
         f"one{states}",
     )
 

@@ -73,7 +73,7 @@ def verification_rows(agreement: Agreement) -> Rows:
         (
             "difference",
             f"{agreement.difference:.2e} at logits up to {agreement.magnitude:.3g}: "
-            f"{agreement.relative:.1e} of the largest (bound {LOGIT_BOUND:.0e})",
+            f"{agreement.logits:.1e} of the largest (bound {LOGIT_BOUND:.0e})",
         ),
     ]
 

@@ -21,7 +21,7 @@ def require(agreement: Agreement, what: str) -> None:
     """Raise `MismatchError` unless both sides agree."""
     if not agreement:
         raise MismatchError(
-            f"{what} differs from PyTorch: logits by {agreement.relative:.2e} of the largest "
+            f"{what} differs from PyTorch: logits by {agreement.logits:.2e} of the largest "
             f"(expected at most {LOGIT_BOUND:.0e}), states by {agreement.states:.2e} (expected at "
             f"most {STATE_BOUND:.0e}); nothing was written"
         )

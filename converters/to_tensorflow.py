@@ -34,6 +34,8 @@ from converters.tensorflow import import_tensorflow, quiet
 from converters.verify import require, verify_saved_model
 from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import Checkpoint, check_fit, listing
+from movinet_port.export import Exported, Request, Target, export_checkpoint
+from movinet_port.export.targets import Notes
 from movinet_port.files import whole_file, whole_folder
 from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
@@ -136,25 +138,6 @@ def state_count(spec: ModelSpec) -> int:
     return buffers + each * len(layers) + 2
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorFlowExport:
-    """What was written for TensorFlow.
-
-    Attributes:
-        path: where; of a TF2 checkpoint, the prefix.
-        target: key of `TARGETS`.
-        variables: how many of the authors' variables it holds.
-        verification: the comparison of both sides' logits, for a target that has a graph.
-        notes: what the file cannot say by itself.
-    """
-
-    path: Path
-    target: str
-    variables: int
-    verification: Agreement | None
-    notes: tuple[str, ...]
-
-
 def export_to_tensorflow(
     checkpoint: Checkpoint,
     path: str | os.PathLike[str],
@@ -162,7 +145,7 @@ def export_to_tensorflow(
     *,
     verify: bool = True,
     progress: Progress = lambda activity: None,
-) -> TensorFlowExport:
+) -> Exported:
     """Write a network's weights as the authors' code reads them; whole or not at all.
 
     Every parameter fills one variable and every variable is filled once. What was written is read
@@ -179,30 +162,22 @@ def export_to_tensorflow(
         AuthorsMissingError: the target needs the authors' code, which is not installed, or which
             has no such network.
         ConversionError: the network cannot be written as this.
+        ExportError: there is no such target.
         VerificationError: the SavedModel gives other logits; nothing was written.
     """
-    if target not in TARGETS:
-        raise ConversionError(f"cannot export to {target!r}; expected one of {', '.join(TARGETS)}")
-    import_tensorflow()
-    variables = tensorflow_variables(checkpoint.spec, checkpoint.state_dict)
-    verification = TARGETS[target](checkpoint, Path(path), variables, verify, progress)
-    notes = () if target == "saved-model" else _notes(checkpoint.spec)
-    return TensorFlowExport(Path(path), target, len(variables), verification, notes)
+    return export_checkpoint(
+        checkpoint, path, target, verify=verify, progress=progress, targets=TARGETS
+    )
 
 
-def _write_checkpoint(
-    checkpoint: Checkpoint,
-    path: Path,
-    variables: Sequence[TensorFlowVariable],
-    verify: bool,
-    progress: Progress,
-) -> None:
+def _write_checkpoint(request: Request, variables: Sequence[TensorFlowVariable]) -> None:
+    path = request.path
     if not path.name or path.is_dir():
         raise ConversionError(f"cannot write {path}: it is a folder; name the checkpoint's prefix")
-    progress(f"writing {path}")
+    request.progress(f"writing {path}")
     with _temporary_folder(path) as folder:
-        prefix = _save_checkpoint(checkpoint.spec, variables, folder)
-        _check_bits(checkpoint, read_checkpoint(folder / f"{prefix.name}.index"), path)
+        prefix = _save_checkpoint(request.checkpoint.spec, variables, folder)
+        _check_bits(request, read_checkpoint(folder / f"{prefix.name}.index"))
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".index")
         index = path.with_name(f"{path.name}.index")
         # The index makes it a checkpoint: gone first, back last.
@@ -223,70 +198,79 @@ def _save_checkpoint(
 
 
 def _write_saved_model(
-    checkpoint: Checkpoint,
-    path: Path,
-    variables: Sequence[TensorFlowVariable],
-    verify: bool,
-    progress: Progress,
+    request: Request, variables: Sequence[TensorFlowVariable]
 ) -> Agreement | None:
-    verification = None
-    with whole_folder(path) as folder:
-        model = _authors_model(checkpoint.spec, variables, progress)
-        progress(f"writing {path}")
+    agreement = None
+    with whole_folder(request.path) as folder:
+        model = _authors_model(request, variables)
         with quiet():
-            export_authors_network(model, str(folder), causal=checkpoint.spec.causal)
-        _check_bits(checkpoint, read_saved_model(folder), path)
-        if verify:
-            progress("running both sides on a random clip")
-            verification = verify_saved_model(folder, checkpoint.build())
-            require(verification)
-    return verification
+            export_authors_network(model, str(folder), causal=request.checkpoint.spec.causal)
+        _check_bits(request, read_saved_model(folder))
+        if request.verify:
+            request.progress("running both sides on a random clip")
+            agreement = verify_saved_model(folder, request.checkpoint.build())
+            require(agreement)
+    return agreement
 
 
-def _write_keras(
-    checkpoint: Checkpoint,
-    path: Path,
-    variables: Sequence[TensorFlowVariable],
-    verify: bool,
-    progress: Progress,
-) -> None:
+def _write_keras(request: Request, variables: Sequence[TensorFlowVariable]) -> None:
+    path = request.path
     keras_3 = path.name.endswith(KERAS_3_SUFFIX)
     if path.suffix != ".h5":
         raise ConversionError(
             f"a Keras file of weights ends in .h5 or {KERAS_3_SUFFIX}, found {path}"
         )
-    if checkpoint.spec.positional_encoding and not keras_3:
+    if request.checkpoint.spec.positional_encoding and not keras_3:
         raise ConversionError(
             f"cannot write {path}: the scalars of the positional encodings are all called 'scale', "
             f"which Keras cannot write into one .h5; let the name end in {KERAS_3_SUFFIX}, or use "
             f"tf-checkpoint"
         )
-    model = _authors_model(checkpoint.spec, variables, progress)
-    progress(f"writing {path}")
+    model = _authors_model(request, variables)
     with whole_file(path) as temporary, _temporary_folder(path) as folder:
         file = folder / (f"ckpt{KERAS_3_SUFFIX}" if keras_3 else "ckpt.h5")
         with quiet():
             model.save_weights(str(file))
-        _check_bits(checkpoint, read_hdf5(file), path)
+        _check_bits(request, read_hdf5(file))
         file.replace(temporary)
 
 
 KERAS_3_SUFFIX = ".weights.h5"
 
-# Target -> what writes it.
-TARGETS: Mapping[str, Callable[..., Agreement | None]] = {
-    "tf-checkpoint": _write_checkpoint,
-    "saved-model": _write_saved_model,
-    "keras-h5": _write_keras,
+
+def _row(
+    title: str,
+    write: Callable[[Request, Sequence[TensorFlowVariable]], Agreement | None],
+    extra: str,
+    verified: bool = False,
+) -> Target:
+    """Return the row of a target that holds the authors' variables."""
+
+    def whole(request: Request) -> tuple[Agreement | None, Notes]:
+        checkpoint = request.checkpoint
+        with quiet():
+            import_tensorflow()
+            variables = tensorflow_variables(checkpoint.spec, checkpoint.state_dict)
+            agreement = write(request, variables)
+        notes = [("variables", f"{len(variables)}, read back bit for bit")]
+        # A SavedModel says by itself which network it is.
+        notes += [("restoring", note) for note in _notes(checkpoint.spec) if not verified]
+        return agreement, tuple(notes)
+
+    return Target(title, whole, extra, verified, sizes="none")
+
+
+TARGETS: Mapping[str, Target] = {
+    "tf-checkpoint": _row("TF2 checkpoint", _write_checkpoint, "tf"),
+    "saved-model": _row("SavedModel", _write_saved_model, "reference", verified=True),
+    "keras-h5": _row("Keras file", _write_keras, "reference"),
 }
 
 
-def _authors_model(
-    spec: ModelSpec, variables: Sequence[TensorFlowVariable], progress: Progress
-) -> Any:
+def _authors_model(request: Request, variables: Sequence[TensorFlowVariable]) -> Any:
     """Return the authors' network with these weights."""
-    tf = import_tensorflow()
-    progress("building the authors' network")
+    tf, spec = import_tensorflow(), request.checkpoint.spec
+    request.progress("building the authors' network")
     with quiet(), tempfile.TemporaryDirectory(prefix="movinet-port-") as folder:
         model = build_authors_network(spec)
         prefix = _save_checkpoint(spec, variables, Path(folder))
@@ -303,11 +287,13 @@ def _authors_model(
             f"the authors' network has {len(model.variables)} variables, the weights fill "
             f"{len(variables)}"
         )
+    request.progress(f"writing {request.path}")
     return model
 
 
-def _check_bits(checkpoint: Checkpoint, source: SourceVariables, path: Path) -> None:
+def _check_bits(request: Request, source: SourceVariables) -> None:
     """Read every parameter back: a file that gives other bits is not kept."""
+    checkpoint = request.checkpoint
     found = fill(checkpoint.spec, locate_variables(source))
     wrong = [
         name
@@ -317,7 +303,8 @@ def _check_bits(checkpoint: Checkpoint, source: SourceVariables, path: Path) -> 
     ]
     if wrong:
         raise VerificationError(
-            f"{path}: read again, {listing(wrong)} are not what was written; nothing was kept"
+            f"{request.path}: read again, {listing(wrong)} are not what was written; nothing was "
+            f"kept"
         )
 
 

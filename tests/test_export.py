@@ -21,6 +21,7 @@ from converters.errors import ConversionError
 from converters.to_tensorflow import export_to_tensorflow
 from movinet_port import Checkpoint, MoViNet, load_checkpoint, save
 from movinet_port.command_line.cli import main
+from movinet_port.command_line.export import export
 from movinet_port.errors import MismatchError
 from movinet_port.export import ClipShape, ExportError, export_checkpoint, onnx_graph, targets
 
@@ -379,10 +380,8 @@ def test_export_writes_and_says_how_far_it_is(weights, tmp_path, capfd) -> None:
 
 
 def test_a_mismatch_is_exit_code_1(weights, tmp_path, capfd, monkeypatch) -> None:
-    target = targets.TARGETS["onnx"]
-
     def off(path: Path) -> Any:
-        honest = target.run(path)
+        honest = targets.run_onnx(path)
 
         def runner(clip: torch.Tensor, state: Any) -> Any:
             logits, state = honest(clip, state)
@@ -390,8 +389,8 @@ def test_a_mismatch_is_exit_code_1(weights, tmp_path, capfd, monkeypatch) -> Non
 
         return runner
 
-    broken = {**targets.TARGETS, "onnx": targets.Target("ONNX file", target.write, off)}
-    monkeypatch.setattr(targets, "TARGETS", broken)
+    broken = targets.Target("ONNX file", targets.beside("ONNX file", targets.write_onnx, off))
+    monkeypatch.setitem(sys.modules[export.callback.__module__].TARGETS, "onnx", broken)
     out = tmp_path / "mini.onnx"
     assert run("--weights", weights, "--to", "onnx", "-o", str(out)) == 1
     assert capfd.readouterr().err.count("\n") == 1

@@ -104,7 +104,7 @@ def test_savedmodel_to_pt_to_savedmodel_keeps_every_bit(tmp_path) -> None:
 
     source = convert(SAMPLE, verify=False)
     written = export_to_tensorflow(source, tmp_path / "again", "saved-model")
-    assert written.verification
+    assert written.comparison
     with open_source(SAMPLE) as first:
         readers = [
             tf.train.load_checkpoint(str(folder / "variables/variables"))

@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks import diagnosis as bench
 from benchmarks.faults import Around
-from movinet_port import MoViNet, save
+from movinet_port import MoViNet, MovinetPortError, save
 from movinet_port.checkpoint import Checkpoint
 from movinet_port.command_line.parity import parity as command
 from parity import (
@@ -574,7 +574,7 @@ def test_the_command_ends_with_1_and_names_the_cause(reference, tmp_path):
 )
 def test_wrong_options_are_one_line(arguments, message):
     done = invoke("--hub-url", SAMPLE, *arguments)
-    assert isinstance(done.exception, ComparisonError)
+    assert isinstance(done.exception, MovinetPortError)
     assert message in str(done.exception)
 
 

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import click
 
 from converters import to_tensorflow
-from movinet_port.checkpoint import Checkpoint, load_checkpoint
+from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line import summaries
+from movinet_port.command_line.options import Size
 from movinet_port.errors import MovinetPortError
-from movinet_port.export import TARGETS, ClipShape, ExportError, export_checkpoint
+from movinet_port.export import ClipShape, Exported, Target, export_checkpoint, targets
 from movinet_port.progress import show_progress
 
+TARGETS: dict[str, Target] = {**targets.TARGETS, **to_tensorflow.TARGETS}
 
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.4 only
-    """A square's side, or HEIGHTxWIDTH, in pixels."""
 
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(value))
-        if match is None:
-            self.fail(f"{value!r} is no size; expected a number of pixels, or HEIGHTxWIDTH")
-        return int(match[1]), int(match[2] or match[1])
+def _needing(extra: str) -> str:
+    return " and ".join(name for name, target in TARGETS.items() if target.extra == extra)
 
 
 @click.command()
@@ -41,8 +33,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.4 
     "--to",
     "target",
     required=True,
-    type=click.Choice([*TARGETS, *to_tensorflow.TARGETS]),
-    help="What to write. saved-model and keras-h5 need the extra 'reference'.",
+    type=click.Choice(list(TARGETS)),
+    help=f"What to write. {_needing('reference')} need the extra 'reference'.",
 )
 @click.option(
     "-o",
@@ -53,9 +45,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.4 
 )
 @click.option("--batch", type=click.IntRange(1), help="Fix the number of videos.")
 @click.option("--frames", type=click.IntRange(1), help="Fix the number of frames of a clip.")
-@click.option(
-    "--size", type=_Size(), metavar="N or HxW", help="Fix the size of a frame, in pixels."
-)
+@click.option("--size", type=Size(), metavar="N or HxW", help="Fix the size of a frame, in pixels.")
 @click.option("--no-verify", is_flag=True, help="Do not run both sides and compare.")
 def export(
     weights: str,
@@ -68,10 +58,11 @@ def export(
 ) -> None:
     """Write a network as the file that another runtime reads.
 
-    onnx, torchscript and exported-program hold the network, safetensors its weights. tf-checkpoint
-    and keras-h5 hold weights that the authors' TensorFlow code restores, saved-model the network
-    as they export it. Sizes that are not fixed stay free. A stream network takes its state as
-    inputs, and returns it. What was written is run beside the network, and compared.
+    onnx, torchscript and exported-program hold the network, compiled its native code (see
+    'movinet-port compile'), safetensors its weights. tf-checkpoint and keras-h5 hold weights that
+    the authors' TensorFlow code restores, saved-model the network as they export it. Sizes that
+    are not fixed stay free. A stream network takes its state as inputs, and returns it. What was
+    written is run beside the network, and compared.
 
     Exit code 0: written. 1: it does not give the network's logits, nothing was written. 2: the
     checkpoint or the output cannot be used.
@@ -81,60 +72,37 @@ def export(
             f"the output {output} is the checkpoint itself; name another with -o"
         )
     shape = ClipShape(batch, frames, *(size or (None, None)))
-    if target in to_tensorflow.TARGETS and shape != ClipShape():
-        raise ExportError(f"{target} leaves every size free; leave --batch, --frames, --size out")
-    write = _to_tensorflow if target in to_tensorflow.TARGETS else _to_torch
     with show_progress() as progress:
         progress(f"reading {weights}")
-        rows = list(write(load_checkpoint(weights), output, target, shape, not no_verify, progress))
-    for label, text in rows:
+        checkpoint = load_checkpoint(weights)
+        exported = export_checkpoint(
+            checkpoint,
+            output,
+            target,
+            shape,
+            verify=not no_verify,
+            progress=progress,
+            targets=TARGETS,
+        )
+    for label, text in [
+        ("written", output),
+        *exported.notes,
+        *_compared(exported, checkpoint.spec.causal),
+    ]:
         click.echo(f"{label:<10}  {text}")
 
 
-def _to_torch(
-    checkpoint: Checkpoint,
-    output: str,
-    target: str,
-    shape: ClipShape,
-    verify: bool,
-    progress: Callable[[str], None],
-) -> Iterator[tuple[str, str]]:
-    exported = export_checkpoint(
-        checkpoint, output, target, shape, verify=verify, progress=progress
-    )
-    yield "written", output
-    comparison = exported.comparison
-    if TARGETS[target].takes_sizes:
-        yield "takes", str(exported.shape)
-    if comparison is None:
-        yield "compared", "no: --no-verify"
-        return
-    states = f", states by {comparison.states:.1e}" if checkpoint.spec.causal else ""
-    yield (
-        "compared",
-        f"{len(comparison.clips)} clips: logits differ by {comparison.logits:.1e} of the largest "
-        f"one{states}",
-    )
-
-
-def _to_tensorflow(
-    checkpoint: Checkpoint,
-    output: str,
-    target: str,
-    shape: ClipShape,
-    verify: bool,
-    progress: Callable[[str], None],
-) -> Iterator[tuple[str, str]]:
-    from converters.tensorflow import import_tensorflow, quiet
-
-    with quiet():
-        import_tensorflow()
-        exported = to_tensorflow.export_to_tensorflow(
-            checkpoint, output, target, verify=verify, progress=progress
+def _compared(exported: Exported, causal: bool) -> Iterator[tuple[str, str]]:
+    agreement = exported.comparison
+    if agreement is None:
+        if TARGETS[exported.target].verified:
+            yield "compared", "no: --no-verify"
+    elif exported.target in to_tensorflow.TARGETS:
+        yield from summaries.verification_rows(agreement)
+    else:
+        states = f", states by {agreement.states:.1e}" if causal else ""
+        yield (
+            "compared",
+            f"{len(agreement.clips)} clips: logits differ by {agreement.logits:.1e} of the largest "
+            f"one{states}",
         )
-    yield "written", output
-    yield "variables", f"{exported.variables}, read back bit for bit"
-    if exported.verification is not None:
-        yield from summaries.verification_rows(exported.verification)
-    for note in exported.notes:
-        yield "restoring", note

@@ -17,6 +17,7 @@ from converters import convert_source
 from converters.fetch import open_source
 from converters.tensorflow import import_tensorflow, quiet
 from movinet_port.checkpoint import PACKAGE, Checkpoint
+from movinet_port.command_line.options import Size
 from movinet_port.fast import InferenceNetwork
 from movinet_port.fast import optimize as optimised
 from movinet_port.fast.aot import read_package
@@ -71,7 +72,10 @@ _STREAM_CHUNKS = (1, 2, 3)
 )
 @click.option("--frames", type=click.IntRange(1), help="Default: 6, or all of the file.")
 @click.option(
-    "--size", metavar="N|HxW", help="Default: the network's published size, or the file's."
+    "--size",
+    type=Size(),
+    metavar="N|HxW",
+    help="Default: the network's published size, or the file's.",
 )
 @click.option("--batch", type=click.IntRange(1), help="If random. Default: 1, or the .pt2's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random frames.")
@@ -105,7 +109,7 @@ def parity(
     optimize: str | None,
     clip_source: str,
     frames: int | None,
-    size: str | None,
+    size: tuple[int, int] | None,
     batch: int | None,
     seed: int,
     chunks: str | None,
@@ -125,7 +129,7 @@ def parity(
     """
     # What is wrong with the command line is said before anything large is read.
     parts: list[int] | None = _numbers(chunks) if chunks else None
-    height_width = _size(size)
+    height_width = size
     told = {"gate": gate, "activation": activation}
     given = {field: value for field, value in told.items() if value is not None}
     if clip_source != "random":
@@ -261,15 +265,6 @@ def _published_size(spec: ModelSpec | None) -> tuple[int, int]:
         if (model.name, model.mode) == (spec.name, spec.mode):
             return model.resolution, model.resolution
     return _SIZE
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if match is None or not int(match[1]) or match[2] == "0":
-        raise ComparisonError(f"--size {text}: expected a number or HEIGHTxWIDTH, such as 172")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def _numbers(text: str) -> list[int]:

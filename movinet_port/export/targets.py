@@ -1,4 +1,4 @@
-"""What a network can be exported to, and doing it."""
+"""What a network can be exported to, one row a kind of file, and doing it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 import movinet_port
 from movinet_port.agreement import Agreement
-from movinet_port.checkpoint import SAFETENSORS, Checkpoint, load_checkpoint, save
+from movinet_port.checkpoint import PACKAGE, SAFETENSORS, Checkpoint, load_checkpoint, save
 from movinet_port.errors import MovinetPortError, nearest
 from movinet_port.export.compare import Runner, compare, require
 from movinet_port.export.onnx_file import run_onnx, write_onnx
@@ -28,11 +28,31 @@ from movinet_port.files import whole_file
 from movinet_port.inputs import published_input
 from movinet_port.model import MoViNet
 
-Writer = Callable[[Checkpoint, MoViNet, ClipShape, Mapping[str, Any], Path], None]
+Notes: TypeAlias = tuple[tuple[str, str], ...]
+Writer: TypeAlias = Callable[[Checkpoint, MoViNet, ClipShape, Mapping[str, Any], Path], None]
 
 
 class ExportError(MovinetPortError):
     """The network cannot be exported as asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to write, and where.
+
+    Attributes:
+        checkpoint: spec, weights and labels.
+        path: the file, or what else the target writes.
+        shape: the sizes of a clip that are fixed.
+        verify: whether to run what was written beside the network, and compare.
+        progress: called with a line of text when a step begins.
+    """
+
+    checkpoint: Checkpoint
+    path: Path
+    shape: ClipShape
+    verify: bool
+    progress: Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +61,21 @@ class Target:
 
     Attributes:
         title: what it is, for messages.
-        write: writes it.
-        run: opens a file that `write` wrote.
-        takes_sizes: whether a clip's sizes can be fixed in it.
+        write: writes it, whole or not at all; returns the comparison of both sides, or None, and
+            what else there is to say, as (label, text).
+        extra: what it needs beside PyTorch: an extra of the installation.
+        verified: whether it can be run beside the network.
+        sizes: which sizes of a clip are in it: those that are named, the others staying free;
+            at least the size of a frame; or none.
         suffix: what its name must end in; None for anything.
-        needs_size: whether the size of a frame has to be fixed.
     """
 
     title: str
-    write: Writer
-    run: Callable[[Path], Runner]
-    takes_sizes: bool = True
+    write: Callable[[Request], tuple[Agreement | None, Notes]]
+    extra: str | None = None
+    verified: bool = True
+    sizes: Literal["any", "frame", "none"] = "any"
     suffix: str | None = None
-    needs_size: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +84,51 @@ class Exported:
 
     Attributes:
         path: where.
-        target: key of `TARGETS`.
+        target: its name in the table.
         shape: the clips it takes.
         comparison: with the network it was made from; None if there was none.
+        notes: what else there is to say, as (label, text).
     """
 
     path: Path
     target: str
     shape: ClipShape
     comparison: Agreement | None
+    notes: Notes = ()
+
+
+def beside(
+    title: str, write: Writer, run: Callable[[Path], Runner], any_type: bool = False
+) -> Callable[[Request], tuple[Agreement | None, Notes]]:
+    """Return a target's `write` from what writes a file and what opens it to be run.
+
+    Args:
+        title: of the target.
+        write: writes the file.
+        run: opens a file that `write` wrote.
+        any_type: whether weights may be other than float32.
+    """
+
+    def whole(request: Request) -> tuple[Agreement | None, Notes]:
+        checkpoint, shape = request.checkpoint, request.shape
+        model = checkpoint.build()
+        types = {t.dtype for t in checkpoint.state_dict.values() if t.is_floating_point()}
+        if types - {torch.float32} and not any_type:
+            found = ", ".join(sorted(map(str, types)))
+            raise ExportError(
+                f"the weights are {found}, expected float32; convert them with .float()"
+            )
+        comparison = None
+        with whole_file(request.path) as temporary:
+            request.progress(f"writing {request.path}")
+            write(checkpoint, model, shape, _facts(checkpoint, model, shape), temporary)
+            if request.verify:
+                request.progress("running both sides on random clips")
+                comparison = compare(model, run(temporary), shape)
+                require(comparison, f"the {title}")
+        return comparison, () if any_type else (("takes", str(shape)),)
+
+    return whole
 
 
 def _write_safetensors(
@@ -91,15 +149,38 @@ def _run_safetensors(path: Path) -> Runner:
     return lambda clip, state: model.step(clip, state) if state else (model(clip), {})
 
 
+def _write_compiled(request: Request) -> tuple[None, Notes]:
+    # These import the compiler.
+    from movinet_port.fast.aot import compile_package
+    from movinet_port.fast.optimize import fold_network
+
+    batch, frames, height, width = dataclasses.astuple(request.shape)
+    shape = (batch or 1, frames or 1, height, width)
+    network = fold_network(request.checkpoint.build(), turn=False)
+    request.progress("compiling, which takes minutes")
+    compile_package(network, request.path, frames=shape[1], size=shape[2:], batch=shape[0])
+    return None, (("takes", f"clips of (batch, frames, height, width) = {shape}"),)
+
+
+def _graph(title: str, write: Writer, run: Callable[[Path], Runner], **fields: Any) -> Target:
+    return Target(title, beside(title, write, run), **fields)
+
+
 TARGETS: Mapping[str, Target] = {
-    "onnx": Target("ONNX file", write_onnx, run_onnx),
-    "torchscript": Target("TorchScript file", write_torchscript, run_torchscript),
+    "onnx": _graph("ONNX file", write_onnx, run_onnx, extra="onnx"),
+    "torchscript": _graph("TorchScript file", write_torchscript, run_torchscript),
     # With free sizes torch.export reasons for minutes about what SAME padding makes of each.
-    "exported-program": Target(
-        "exported program", write_exported_program, run_exported_program, needs_size=True
+    "exported-program": _graph(
+        "exported program", write_exported_program, run_exported_program, sizes="frame"
     ),
     "safetensors": Target(
-        "safetensors file", _write_safetensors, _run_safetensors, False, SAFETENSORS
+        "safetensors file",
+        beside("safetensors file", _write_safetensors, _run_safetensors, any_type=True),
+        sizes="none",
+        suffix=SAFETENSORS,
+    ),
+    "compiled": Target(
+        "compiled network", _write_compiled, verified=False, sizes="frame", suffix=PACKAGE
     ),
 }
 
@@ -112,6 +193,7 @@ def export_checkpoint(
     *,
     verify: bool = True,
     progress: Callable[[str], None] = lambda activity: None,
+    targets: Mapping[str, Target] = TARGETS,
 ) -> Exported:
     """Write a network as another kind of file; it appears whole or not at all.
 
@@ -122,47 +204,38 @@ def export_checkpoint(
     Args:
         checkpoint: spec, weights and labels.
         path: the file to write.
-        target: key of `TARGETS`.
+        target: its name in the table.
         shape: sizes to fix; by default every axis of a clip stays free.
         verify: run the file beside the network, and compare.
         progress: called with a line of text when a step begins.
+        targets: the table.
 
     Raises:
         MismatchError: the file gives other logits or states; nothing was written.
         ExportError: no such target, or one that cannot be as asked.
         MovinetPortError: the file cannot be written, or a package is missing.
     """
-    if target not in TARGETS:
+    if target not in targets:
         raise ExportError(
-            f"cannot export to {target!r}{nearest(target, TARGETS)}; expected one of "
-            f"{', '.join(TARGETS)}"
+            f"cannot export to {target!r}{nearest(target, targets)}; expected one of "
+            f"{', '.join(targets)}"
         )
-    kind = TARGETS[target]
+    kind = targets[target]
     shape = ClipShape() if shape is None else shape
-    if shape != ClipShape() and not kind.takes_sizes:
-        raise ExportError(f"a {kind.title} holds weights, no sizes of a clip; leave them out")
+    title = f"{'an' if kind.title[0] in 'aeiou' else 'a'} {kind.title}"
+    if shape != ClipShape() and kind.sizes == "none":
+        raise ExportError(
+            f"{title} has no sizes of a clip in it and leaves every size free; leave --batch, "
+            f"--frames and --size out"
+        )
     if kind.suffix is not None and Path(path).suffix != kind.suffix:
-        raise ExportError(f"a {kind.title} ends in {kind.suffix}, found {os.fspath(path)}")
-    if kind.needs_size and None in (shape.height, shape.width):
+        raise ExportError(f"{title} ends in {kind.suffix}, found {os.fspath(path)}")
+    if kind.sizes == "frame" and None in (shape.height, shape.width):
         published = _input_format(checkpoint)
         example = f", such as --size {published['size']}" if published else ""
-        raise ExportError(
-            f"an {kind.title} is for one size of frames; name it with --size{example}"
-        )
-    model = checkpoint.build()
-    odd = {tensor.dtype for tensor in checkpoint.state_dict.values() if tensor.is_floating_point()}
-    if odd - {torch.float32} and kind.takes_sizes:
-        found = ", ".join(sorted(str(dtype) for dtype in odd))
-        raise ExportError(f"the weights are {found}, expected float32; convert them with .float()")
-    comparison = None
-    with whole_file(path) as temporary:
-        progress(f"writing {os.fspath(path)}")
-        kind.write(checkpoint, model, shape, _facts(checkpoint, model, shape), temporary)
-        if verify:
-            progress("running both sides on random clips")
-            comparison = compare(model, kind.run(temporary), shape)
-            require(comparison, f"the {kind.title}")
-    return Exported(Path(path), target, shape, comparison)
+        raise ExportError(f"{title} is for one size of frames; name it with --size{example}")
+    written = kind.write(Request(checkpoint, Path(path), shape, verify, progress))
+    return Exported(Path(path), target, shape, *written)
 
 
 def _facts(checkpoint: Checkpoint, model: MoViNet, shape: ClipShape) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """The optimised network as a function of tensors alone, which a compiler can take.
 
 A stream's state goes in frame by frame (`StateLayout`) and only what is new comes out, so that a
-compiled frame copies no state: who calls moves the references on.
+compiled frame copies no state: the caller moves the references on.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from movinet_port.fast.network import FastMoViNet, InferenceNetwork
 from movinet_port.fast.state import StateLayout, StreamState
 from movinet_port.spec import ModelSpec
 from movinet_port.streams import check_video, init_state
-
-if TYPE_CHECKING:
-    from movinet_port.fast.native import Kernels
 
 # What Inductor's matrix products compute at a time.
 _COLUMNS = 16
@@ -45,19 +42,19 @@ class Graph(nn.Module):
 
     Args:
         network: the optimised network.
-        kernels: compute what they take, in a package.
+        package: computes what it takes, in a package.
     """
 
-    def __init__(self, network: FastMoViNet, kernels: Kernels | None = None) -> None:
+    def __init__(self, network: FastMoViNet, package: Any = None) -> None:
         super().__init__()
-        self.kernels = kernels
+        self.package = package
         self.network = widened(network)
         self.layout = layout_of(network.spec)
 
     def forward(self, video: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return logits, the newest frames, the pools and the count."""
-        held = None if self.layout is None else self.layout.unflatten(state)
-        logits, after = self.network.compute(video, held, package=self.kernels)
+        before = None if self.layout is None else self.layout.unflatten(state)
+        logits, after = self.network.compute(video, before, package=self.package)
         if after is None:
             return (logits,)
         new = [
@@ -126,7 +123,7 @@ class GraphNetwork(InferenceNetwork):
         self._layout = layout_of(spec)
         # How a state moves on over a clip of so many frames: looked up, because looking at every
         # layer takes as long as a layer does.
-        self._moved_on: dict[int, Callable[[Sequence[Tensor]], tuple[Tensor, ...]]] = {}
+        self._advance: dict[int, Callable[[Sequence[Tensor]], tuple[Tensor, ...]]] = {}
         self.eval()
 
     @property
@@ -162,10 +159,10 @@ class GraphNetwork(InferenceNetwork):
             logits, *new = self._function(video, *before)
         assert self._layout is not None
         frames = video.shape[2]
-        moved_on = self._moved_on.get(frames)
-        if moved_on is None:
-            moved_on = self._moved_on[frames] = self._layout.advance(frames)
-        return logits, self._layout.lazily(moved_on([*before, *new]))
+        advance = self._advance.get(frames)
+        if advance is None:
+            advance = self._advance[frames] = self._layout.advance(frames)
+        return logits, self._layout.lazily(advance([*before, *new]))
 
 
 def compile_graph(network: FastMoViNet) -> GraphNetwork:

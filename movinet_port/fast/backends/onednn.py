@@ -43,13 +43,11 @@ def takes(part: Any, case: Case) -> bool:
     return _THERE and case.dtype == torch.float32 and case.device == "cpu" and not case.traced
 
 
-def _takes_rows(block: Pointwise, case: Case) -> bool:
+def takes_product(block: Pointwise, case: Case) -> bool:
+    """Return whether it computes a 1 x 1 convolution."""
     weights = block.weight.numel()
     rows = 1 if weights >= MANY_WEIGHTS else math.ceil(HEAVY / (2 * weights))
     return takes(block, case) and case.rows >= rows
-
-
-takes_product = _takes_rows
 
 
 def product(block: Pointwise, case: Case) -> Callable[[Tensor], Tensor]:
@@ -69,7 +67,7 @@ def product(block: Pointwise, case: Case) -> Callable[[Tensor], Tensor]:
 
 def takes_narrow(layer: Layer, case: Case) -> bool:
     """Return whether it computes a projection."""
-    return _takes_rows(layer.project, case)
+    return takes_product(layer.project, case)
 
 
 def narrow(layer: Layer, case: Case) -> Callable[[Tensor, Tensor | None, Tensor, Run], Tensor]:

@@ -1,4 +1,4 @@
-"""One run of the optimised network: its clip, its state, where it computes, and who watches."""
+"""One run of the optimised network: its clip, its state, its memory, and the tap that watches."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Workspace:
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, like: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return memory whose content is whatever was left in it.
+        """Return memory that is not cleared.
 
         Args:
-            name: what it is for. Whoever takes it next under this name writes it over.
+            name: what it is for. The next taker of this name gets the same memory.
             like: a tensor of the same type.
             shape: of what is returned.
         """
@@ -64,9 +64,15 @@ class Run:
         batch, frames: of the clip.
         state: of a stream, or None for a base network.
         dtype: in which sums over a video are kept.
-        tap: see `Tap`; None for nobody watching.
+        tap: see `Tap`, or None.
         workspace: where to compute; by default in fresh memory.
         turned: whether frames are turned by 180 degrees between layers.
+
+    Attributes:
+        new_frames, new_pools: of the state after the clip, filled by the layers.
+        waves: layer -> positional encoding, (frames * batch, channels).
+        part, part_now: of a stream, one over the number of frames so far: (frames, batch, 1) after
+            each frame, (batch, 1) after the last.
     """
 
     def __init__(
@@ -90,7 +96,6 @@ class Run:
         self.new_pools: dict[str, Tensor] = {}
         self.waves: dict[str, Tensor] = {}
         if state is not None:
-            # (frames, batch, 1): one over the number of frames seen, after each frame.
             seen = state.count
             if frames == 1:
                 seen = (seen + 1)[None, :, None]
@@ -101,7 +106,13 @@ class Run:
             self.part_now = self.part[-1]
 
     def show(self, name: str, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Show an activation to who watches, (frames * batch, height, width, channels)."""
+        """Return an activation, or what the tap has in its place.
+
+        Args:
+            name: of the activation.
+            x: (frames * batch, height, width, channels).
+            offset: (channels,), what its true value has more.
+        """
         if self.tap is None:
             return x
         value = x if offset is None else x + offset
@@ -117,7 +128,7 @@ class Run:
         return x if offset is None else x - offset
 
     def show_vector(self, name: str, x: Tensor) -> Tensor:
-        """Show (frames * batch, channels), or (batch, channels)."""
+        """Do the same with (frames * batch, channels), or (batch, channels)."""
         if self.tap is None:
             return x
         return self.show(name, x[:, None, None, :])[:, 0, 0, :]

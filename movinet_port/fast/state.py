@@ -1,9 +1,9 @@
-"""The state of a stream as the optimised network holds it, and as everybody else does.
+"""The state of a stream in the optimised network's own form.
 
 `movinet_port.MoViNet.init_state` describes the public form: one tensor per buffer. The optimised
 network holds the frames of a stream buffer apart, so that a new frame moves them on by moving
-references, and it holds pixels with their channels together. Turning one form into the other is
-this module's business alone.
+references, and it holds pixels with their channels together. Only this module turns one form into
+the other.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class StateLayout:
         return StreamState(frames, pools, next(rest))
 
     def lazily(self, flat: Sequence[Tensor]) -> StreamState:
-        """Return the same, its parts to be found when somebody asks for them."""
+        """Return the same; its parts are found when they are asked for."""
         return _FlatState(self, flat)
 
     def advance(self, new: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
@@ -142,7 +142,7 @@ class StateLayout:
 
 
 class _FlatState(StreamState):
-    """A state as its tensors in order, taken apart when somebody asks for its parts."""
+    """A state as its tensors in order, taken apart when its parts are asked for."""
 
     def __init__(self, layout: StateLayout, tensors: Sequence[Tensor]) -> None:
         object.__setattr__(self, "_layout", layout)

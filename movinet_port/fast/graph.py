@@ -168,8 +168,8 @@ class GraphNetwork(InferenceNetwork):
 def compile_graph(network: FastMoViNet) -> GraphNetwork:
     """Return the network compiled by `torch.compile`, once more for every shape that it meets."""
     graph = Graph(network)
-    # Nothing else can change the tensors of an exported program, and checking before every call that
-    # they are the same takes longer than the call.
+    # Nothing else can change the tensors of an exported program, and checking before every
+    # call that they are the same takes longer than the call.
     guards = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     options = {**OPTIONS, "guard_filter_fn": guards}
     compiled: dict[tuple[int, ...], GraphFunction] = {}

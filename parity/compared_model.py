@@ -21,9 +21,9 @@ from movinet_port.errors import nearest
 from movinet_port.layers import ClipPool, CumulativePool, SpatialPool
 from movinet_port.model import MoViNet
 from movinet_port.streams import Snapshot
+from movinet_port.wiring import INPUT, wiring
 from parity.errors import ComparisonError
 from parity.optimised import Optimised, Sum
-from parity.taps import INPUT, model_taps
 
 Array: TypeAlias = NDArray[Any]
 
@@ -337,6 +337,8 @@ def default_table(model: nn.Module) -> dict[str, str]:
             f"reference's names and the model's modules"
         )
     prefix, network = found
-    taps = network.taps if isinstance(network, Optimised) else model_taps(network)
-    paths: dict[str, Any] = {name: f"{prefix}.{name}".strip(".") for name in taps if name != INPUT}
-    return {INPUT: prefix, **paths}
+    taps = network.taps if isinstance(network, Optimised) else wiring(network.spec)
+    paths = {tap: f"{prefix}.{tap}".strip(".") for tap in taps if tap != INPUT}
+    # What is not there has no partner, which the comparison says.
+    there = dict(model.named_modules())
+    return {INPUT: prefix, **{tap: path for tap, path in paths.items() if path in there}}

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from movinet_port.wiring import INPUT
 from parity.comparison import Comparison
 from parity.hypotheses import HYPOTHESES
 from parity.hypotheses.clip import clip_changes
 from parity.hypotheses.faulty_layer import Explanation, FaultyLayer, distance
 from parity.reference_inputs import ReferenceInputs
 from parity.reports.report import Diagnosis, Report, status_of
-from parity.taps import INPUT
 
 
 def diagnose(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 
 from converters.dialects import state_name
 from converters.graph import PASS_THROUGH, Graph, Value
 from converters.graph_evidence import GraphEvidence
-from movinet_port.spec import LayerSpec, ModelSpec
+from movinet_port.spec import ModelSpec
+from movinet_port.wiring import Node, Operation, wiring
 from parity.errors import ComparisonError
-from parity.taps import INPUT
 
 
 class GraphTaps(GraphEvidence):
@@ -23,7 +24,7 @@ class GraphTaps(GraphEvidence):
 
     def __init__(self, graph: Graph, variables: dict[str, Value], spec: ModelSpec) -> None:
         super().__init__(graph, variables)
-        self.spec = spec
+        self._wiring = wiring(spec)
 
     def find(self) -> dict[str, str]:
         """Return tap -> node, in the order of computation.
@@ -31,14 +32,28 @@ class GraphTaps(GraphEvidence):
         Raises:
             ComparisonError: a place that the network must have is not in the graph.
         """
-        taps = {INPUT: self._graph.inputs["image"][0]}
-        try:
-            for name, find in self._places():
-                taps[name] = find()
-        except (IndexError, StopIteration, KeyError) as error:
-            raise ComparisonError(
-                f"the graph has no {name}, where a MoViNet has one ({error!r})"
-            ) from error
+        places: dict[Operation, Callable[[str, Node], str]] = {
+            "input": lambda tap, node: self._graph.inputs["image"][0],
+            "conv": self._conv,
+            "norm": lambda tap, node: self._affine_output(f"{tap}.bias"),
+            "activation": self._activation,
+            "window mean": lambda tap, node: self._through(self._source_of_conv(tap)),
+            "frame mean": self._mean,
+            "clip mean": self._mean,
+            "encoding": lambda tap, node: self._source_of_conv(tap),
+            "product": lambda tap, node: self._user(taps[node.sources[0]], "Mul"),
+            "scale": lambda tap, node: self._scaled(tap),
+            "sum": lambda tap, node: self._user(taps[node.sources[0]], "AddV2"),
+            "logits": lambda tap, node: self._logits(),
+        }
+        taps: dict[str, str] = {}
+        for tap, node in self._wiring.items():
+            try:
+                taps[tap] = places[node.operation](tap, node)
+            except (IndexError, StopIteration, KeyError) as error:
+                raise ComparisonError(
+                    f"the graph has no {tap}, where a MoViNet has one ({error!r})"
+                ) from error
         return taps
 
     def states(self) -> dict[str, tuple[str, str]]:
@@ -51,97 +66,43 @@ class GraphTaps(GraphEvidence):
                 found[argument] = (name, self._nearest(node, outputs, argument))
         return found
 
-    def _places(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        yield from self._conv_block("stem")
-        for layer in self.spec.layers():
-            yield from self._bottleneck(layer)
-        yield from self._conv_block("head")
-        yield "pool", lambda: self._source_of_conv("classifier.hidden.conv")
-        yield "classifier.hidden.conv", lambda: self._biased("classifier.hidden.conv")
-        yield "classifier.hidden.activation", lambda: self._activation("classifier.hidden.conv")
-        yield "classifier.output.conv", lambda: self._biased("classifier.output.conv")
-        yield "classifier", self._logits
+    def _conv(self, tap: str, node: Node) -> str:
+        if f"{tap}.bias" in self._variables:
+            return self._through(self._affine_output(f"{tap}.bias"))
+        return self._through(self._convolution_node(f"{tap}.weight").name)
 
-    def _bottleneck(self, layer: LayerSpec) -> Iterator[tuple[str, Callable[[], str]]]:
-        name = layer.name
-        if layer.has_skip_projection:
-            skip = f"{name}.skip"
-            if layer.downsamples:
-                yield f"{skip}.pool", lambda: self._through(self._source_of_conv(f"{skip}.conv"))
-            yield from self._conv_block(skip, activation=False)
-        yield from self._conv_block(f"{name}.expansion")
-        yield from self._conv_block(f"{name}.depthwise")
-        if self.spec.splits_time and layer.kernel_size[0] > 1:
-            yield from self._conv_block(f"{name}.depthwise", "temporal_")
-        if self.spec.se_type != "none":
-            yield from self._squeeze_excitation(f"{name}.squeeze_excitation")
-        yield from self._conv_block(f"{name}.projection", activation=False)
-        yield f"{name}.rezero", lambda: self._scaled(f"{name}.rezero.scale")
-        yield (
-            name,
-            lambda: self._consumer(self._scaled(f"{name}.rezero.scale"), "AddV2"),
-        )
-
-    def _conv_block(
-        self, block: str, prefix: str = "", activation: bool = True
-    ) -> Iterator[tuple[str, Callable[[], str]]]:
-        start = f"{block}.{prefix}"
-        yield f"{start}conv", lambda: self._convolved(f"{start}conv")
-        yield f"{start}norm", lambda: self._affine_output(f"{start}norm.bias")
-        if activation:
-            yield f"{start}activation", lambda: self._activation(f"{start}norm")
-
-    def _squeeze_excitation(self, name: str) -> Iterator[tuple[str, Callable[[], str]]]:
-        if self.spec.se_type in ("2d", "2plus3d"):
-            yield f"{name}.spatial_pool", lambda: self._pooled(name)[-1]
-        if self.spec.se_type in ("3d", "2plus3d"):
-            yield f"{name}.temporal_pool", lambda: self._pooled(name)[0]
-        if self.spec.positional_encoding:
-            yield (
-                f"{name}.positional_encoding",
-                lambda: self._source_of_conv(f"{name}.reduce.conv"),
-            )
-        for part in ("reduce", "expand"):
-            conv = f"{name}.{part}.conv"
-            yield conv, lambda conv=conv: self._biased(conv)  # type: ignore[misc]
-            yield f"{name}.{part}.activation", lambda conv=conv: self._activation(conv)  # type: ignore[misc]
-        yield name, lambda: self._consumer(self._activation(f"{name}.expand.conv"), "Mul")
-
-    def _pooled(self, name: str) -> list[str]:
-        """Return the nodes whose values are concatenated for the squeeze-excitation."""
-        node = self._graph.nodes[self._source_of_conv(f"{name}.reduce.conv")]
-        if self.spec.positional_encoding:
-            node = self._graph.source(node.inputs[0])
-        if node.op != "ConcatV2":
-            return [node.name]
-        sources = [self._graph.source(value) for value in node.inputs[:-1]]
-        return [
-            self._graph.source(source.inputs[0]).name if source.op == "Tile" else source.name
-            for source in sources
-        ]
-
-    def _convolved(self, conv: str) -> str:
-        return self._through(self._convolution_node(f"{conv}.weight").name)
-
-    def _biased(self, conv: str) -> str:
-        return self._through(self._affine_output(f"{conv}.bias"))
-
-    def _activation(self, layer: str) -> str:
-        last = self._end_of_elementwise(self._affine_output(f"{layer}.bias"))
+    def _activation(self, tap: str, node: Node) -> str:
+        last = self._end_of_elementwise(self._affine_output(f"{node.sources[0]}.bias"))
         # Not the reshape in front of the next convolution.
         return self._graph.source((last, 0)).name
 
-    def _scaled(self, parameter: str) -> str:
-        return next(node.name for node, _ in self._uses(parameter) if node.op == "Mul")
+    def _mean(self, tap: str, node: Node) -> str:
+        found = self._graph.nodes[self._source_of_conv(tap)]
+        user = next(
+            user
+            for user in self._wiring.values()
+            if tap in user.sources and user.operation in ("conv", "encoding")
+        )
+        if user.operation == "encoding":
+            found = self._graph.source(found.inputs[0])
+        if found.op != "ConcatV2":
+            return found.name
+        found = self._graph.source(found.inputs[user.sources.index(tap)])
+        return self._graph.source(found.inputs[0]).name if found.op == "Tile" else found.name
 
-    def _source_of_conv(self, conv: str) -> str:
-        """Return what reaches a 1 x 1 convolution, which the first exports pad by nothing."""
+    def _scaled(self, tap: str) -> str:
+        return next(node.name for node, _ in self._uses(f"{tap}.scale") if node.op == "Mul")
+
+    def _source_of_conv(self, tap: str) -> str:
+        """Return what reaches the next 1 x 1 convolution; the first exports pad it by nothing."""
+        behind = itertools.dropwhile(lambda name: name != tap, self._wiring)
+        conv = next(name for name in behind if self._wiring[name].operation == "conv")
         node = self._graph.source(self._convolution_node(f"{conv}.weight").inputs[0])
         while node.op == "Pad":
             node = self._graph.source(node.inputs[0])
         return node.name
 
-    def _consumer(self, node: str, op: str) -> str:
+    def _user(self, node: str, op: str) -> str:
         return next(user.name for user, _ in self._graph.users(node) if user.op == op)
 
     def _through(self, node: str) -> str:

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from movinet_port.fast import FastMoViNet, InferenceNetwork
 from movinet_port.fast.state import StreamState
-from movinet_port.model import MoViNet
 from movinet_port.streams import StatefulNetwork
+from movinet_port.wiring import FOLDED, INPUT, MEANS, wiring
 from parity.errors import ComparisonError
-from parity.taps import INPUT, model_taps
 
 _LOGITS = "classifier"
 _HEAD_POOL = "pool"
@@ -41,10 +40,6 @@ class Sum(nn.Module):
         return x
 
 
-def _is_pool(tap: str) -> bool:
-    return tap == _HEAD_POOL or tap.endswith((".spatial_pool", ".temporal_pool"))
-
-
 class Optimised(StatefulNetwork):
     """Runs an optimised network, each activation through the module of its name.
 
@@ -63,16 +58,12 @@ class Optimised(StatefulNetwork):
                 )
             exact = network
         self.spec = network.spec
-        with torch.device("meta"):
-            readable = MoViNet(self.spec)
-        eager = isinstance(network, FastMoViNet)
-        self.taps = tuple(exact.taps()) if eager else (_LOGITS,)
-        there = model_taps(readable)
-        unknown = set(self.taps) - set(there)
-        assert not unknown, unknown
-        self.folded = tuple(tap for tap in there if tap not in self.taps and tap != INPUT)
+        self._nodes = {tap: node for tap, node in wiring(self.spec).items() if tap != INPUT}
+        kept = [tap for tap, node in self._nodes.items() if node.operation not in FOLDED]
+        self.taps = tuple(kept) if isinstance(network, FastMoViNet) else (_LOGITS,)
+        self.folded = tuple(tap for tap in self._nodes if tap not in self.taps)
         # Pools are there in any case, because what their rounding does is a part of the floor.
-        self._placed = {tap for tap in exact.taps() if tap in self.taps or _is_pool(tap)}
+        self._placed = {tap for tap in kept if tap in self.taps or self._is_mean(tap)}
         for tap in self._placed:
             self._place(tap)
         self.pool_buffers = Sum()
@@ -82,6 +73,9 @@ class Optimised(StatefulNetwork):
         self._current = network.dtype
         self.restore(network.snapshot())
 
+    def _is_mean(self, tap: str) -> bool:
+        return self._nodes[tap].operation in MEANS
+
     def _place(self, tap: str) -> None:
         module: nn.Module = self
         *path, leaf = tap.split(".")
@@ -90,7 +84,7 @@ class Optimised(StatefulNetwork):
                 module.add_module(name, _Tap())
             module = module.get_submodule(name)
         if leaf not in module._modules:
-            module.add_module(leaf, Sum() if _is_pool(tap) else _Tap())
+            module.add_module(leaf, Sum() if self._is_mean(tap) else _Tap())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,7 +109,7 @@ class Optimised(StatefulNetwork):
         def tap(name: str, value: Tensor) -> Tensor:
             nonlocal replaced, summands
             found = value
-            if _is_pool(name):
+            if self._is_mean(name):
                 owner = "head" if name == _HEAD_POOL else name.partition(".")[0]
                 summed.setdefault(owner, summands)
                 found = self.get_submodule(name)(value, summands)

@@ -9,47 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from movinet_port.layers import Bottleneck, Classifier, SqueezeExcitation
 from movinet_port.model import MoViNet
-from movinet_port.streams import FRAME_COUNT, POOL_BUFFER, STREAM_BUFFER
+from movinet_port.streams import FRAME_COUNT, STREAM_BUFFER
+from movinet_port.wiring import INPUT, wiring
 from parity.comparison import Comparison
-from parity.taps import INPUT
+
+# Modules that cannot be run on their input alone, or say nothing when they are.
+_NOT_ALONE = ("window mean", "clip mean", "encoding")
 
 # Largest share by which an argument may differ: only copies and sums of float32 lie between.
 _SAME = 1e-6
-
-# Tap inside its block -> the tap that it is computed from; the first that exists.
-_WITHIN: dict[str, tuple[str, ...]] = {
-    "norm": ("conv",),
-    "activation": ("norm", "conv"),
-    "temporal_conv": ("activation",),
-    "temporal_norm": ("temporal_conv",),
-    "temporal_activation": ("temporal_norm",),
-}
-
-# Tap inside its layer -> likewise, from outside its block. "<" is the layer's input.
-_BETWEEN: dict[str, tuple[str, ...]] = {
-    "expansion.conv": ("<",),
-    "depthwise.conv": ("expansion.activation",),
-    "squeeze_excitation.spatial_pool": ("depthwise.temporal_activation", "depthwise.activation"),
-    "squeeze_excitation.expand.conv": ("squeeze_excitation.reduce.activation",),
-    "projection.conv": (
-        "squeeze_excitation",
-        "depthwise.temporal_activation",
-        "depthwise.activation",
-    ),
-    "rezero": ("projection.norm",),
-    "skip.pool": ("<",),
-    "skip.conv": ("skip.pool", "<"),
-}
-
-_UNIQUE: dict[str, str] = {
-    "stem.conv": INPUT,
-    "pool": "head.activation",
-    "classifier.hidden.conv": "pool",
-    "classifier.output.conv": "classifier.hidden.activation",
-    "classifier": "classifier.output.conv",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +44,7 @@ class ReferenceInputs:
         assert isinstance(network, MoViNet)  # the diagnosis is not for optimised ones
         self.network = network
         self.comparison = comparison
-        self.layers = network.layer_names
+        self.nodes = wiring(network.spec)
 
     def inputs(self, tap: str) -> list[Tensor] | None:
         """Return the first argument of a tap's module for each chunk, float64; None if unknown."""
@@ -101,40 +70,34 @@ class ReferenceInputs:
 
     def pools_before(self, tap: str) -> list[tuple[Tensor, int]]:
         """Return (sum of the frames' means, number of frames) before each chunk."""
-        name = self._pool_state(tap)
+        states = self._states(tap)
         seen = self.frames_before()
-        if name is None or name not in self.comparison.expected[0].states:
+        if not states:
             return [(torch.zeros(1, dtype=torch.float64), 0) for _ in seen]
-        return [(self.state_before(name, number), count) for number, count in enumerate(seen)]
+        return [(self.state_before(states[0], number), count) for number, count in enumerate(seen)]
 
     def residual_parts(self, layer: str) -> dict[str, list[Tensor]]:
         """Return what a layer's residual sum could be made of."""
-        numbers = range(len(self.comparison.chunks))
-        before = self._before(layer)
-        parts = {"the branch": [self.value(f"{layer}.rezero", n) for n in numbers]}
-        skip = f"{layer}.skip.norm"
-        projected = skip in self.comparison.order
-        parts["the skip"] = [self.value(skip if projected else before, n) for n in numbers]
-        if projected:
-            parts["the layer's input"] = [self.value(before, n) for n in numbers]
+        branch, skip = self.nodes[layer].sources
+        (before,) = self.nodes[f"{layer}.expansion.conv"].sources
+        parts = {"the branch": self._values(branch), "the skip": self._values(skip)}
+        if skip != before:
+            parts["the layer's input"] = self._values(before)
         return parts
 
     def gate_parts(self, tap: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return the gates and what they gate."""
-        numbers = range(len(self.comparison.chunks))
-        layer = tap.rpartition(".")[0]
-        gated = self._first(layer, ("depthwise.temporal_activation", "depthwise.activation"))
-        return (
-            [self.value(f"{tap}.expand.activation", n) for n in numbers],
-            [self.value(gated, n) for n in numbers],
-        )
+        gates, gated = self.nodes[tap].sources
+        return self._values(gates), self._values(gated)
+
+    def _values(self, tap: str) -> list[Tensor]:
+        return [self.value(tap, number) for number in range(len(self.comparison.chunks))]
 
     def wrong_arguments(self, tap: str, args: Sequence[tuple[Any, ...]]) -> list[Change]:
         """Return how what a module was given differs from what the reference's layer gets."""
-        module = self.network.get_submodule(tap)
-        if isinstance(module, (Bottleneck, SqueezeExcitation, Classifier)):
-            return []
         changes: dict[Change, None] = {}
+        if tap == "classifier":  # Its module is given what the convolutions in it are.
+            return []
         for number, given in enumerate(args):
             right = self._input(tap, number)
             if right is None or not given or not isinstance(given[0], Tensor):
@@ -142,7 +105,7 @@ class ReferenceInputs:
             if not _near(given[0].double(), right):
                 change = self._explain_input(tap, number, given[0].double(), right)
                 changes[change] = None
-            for position, name in self._states_of(tap):
+            for position, name in self._arguments(tap):
                 if position >= len(given) or not isinstance(given[position], Tensor):
                     continue
                 expected = self.state_before(name, number)
@@ -159,6 +122,9 @@ class ReferenceInputs:
 
     def recompute(self, tap: str, module: nn.Module) -> list[Tensor] | None:
         """Return a module's outputs on the reference's arguments, as the module computes."""
+        states = self._arguments(tap)
+        if not states and tap in self.nodes and self.nodes[tap].operation in _NOT_ALONE:
+            return None
         outputs = []
         reference = next(module.parameters(), None)
         dtype = torch.float32 if reference is None else reference.dtype
@@ -168,16 +134,9 @@ class ReferenceInputs:
                 if x is None:
                     return None
                 arguments = [x.to(dtype)]
-                for position, name in self._states_of(tap):
+                for _, name in states:
                     state = self.state_before(name, number)
-                    while len(arguments) < position:
-                        arguments.append(torch.empty(0))
                     arguments.append(state.to(torch.int64 if name == FRAME_COUNT else dtype))
-                if len(arguments) == 1 and tap.endswith(("pool", "positional_encoding")):
-                    count = torch.zeros(x.shape[0], dtype=torch.int64)
-                    if tap.endswith(("temporal_pool", "pool")) and "spatial" not in tap:
-                        return None
-                    arguments += [count] if tap.endswith("positional_encoding") else []
                 out = module(*arguments)
                 outputs.append((out[0] if isinstance(out, tuple) else out).double())
         return outputs
@@ -189,7 +148,11 @@ class ReferenceInputs:
     def owner(self, state: str) -> str:
         """Return the layer that a state belongs to."""
         owner = state.rpartition(".")[0]
-        return owner if owner in self.layers else ("pool" if owner == "head" else owner or state)
+        return (
+            owner
+            if owner in self.network.layer_names
+            else ("pool" if owner == "head" else owner or state)
+        )
 
     def _explain_argument(self, name: str, number: int, own: Tensor) -> Change:
         return self._explain(name, number, own)
@@ -234,7 +197,7 @@ class ReferenceInputs:
         """Return by how many frames a stream buffer is too old."""
         if not name.endswith(STREAM_BUFFER) or number == 0:
             return None
-        conv = self._stream_conv(name.rpartition(".")[0])
+        conv = next(tap for tap, node in self.nodes.items() if name in node.states)
         frames = [self.state_before(name, 0)]
         frames += [
             x[:, :, frames[0].shape[2] :]
@@ -247,14 +210,8 @@ class ReferenceInputs:
                 return back
         return None
 
-    def _stream_conv(self, owner: str) -> str:
-        block = owner if owner == "stem" else f"{owner}.depthwise"
-        temporal = f"{block}.temporal_conv"
-        return temporal if temporal in self.comparison.order else f"{block}.conv"
-
     def _explain_input(self, tap: str, number: int, own: Tensor, right: Tensor) -> Change:
-        name = self._buffer_state(tap)
-        if name is not None and own.shape == right.shape:
+        for name in self._buffers(tap) if own.shape == right.shape else ():
             size = self.state_before(name, number).shape[2]
             if _near(own[:, :, size:], right[:, :, size:]):
                 return self._explain_argument(name, number, own[:, :, :size])
@@ -300,96 +257,31 @@ class ReferenceInputs:
         return Change("se-pooling", "it gets something else than what is pooled", mend)
 
     def _input(self, tap: str, number: int) -> Tensor | None:
-        source = self._source(tap)
-        if source is None:
-            x = self._concatenated(tap, number)
-            if x is None:
-                return None
-        else:
-            x = self.value(source, number)
-        name = self._buffer_state(tap)
-        if name is not None:
-            x = torch.cat([self.state_before(name, number), x], dim=2)
-        if tap == "classifier":
-            x = x.flatten(1)
-        return x
-
-    def _concatenated(self, tap: str, number: int) -> Tensor | None:
-        """Return what the squeeze-excitation pooled, for the taps that come next."""
-        owner, _, _ = tap.partition(".squeeze_excitation")
-        se = f"{owner}.squeeze_excitation"
-        if tap == f"{se}.temporal_pool":
-            source = self._first(
-                owner,
-                (
-                    "squeeze_excitation.spatial_pool",
-                    "depthwise.temporal_activation",
-                    "depthwise.activation",
-                ),
-            )
-            return self.value(source, number)
-        if tap == f"{se}.reduce.conv" and f"{se}.positional_encoding" in self.comparison.order:
-            return self.value(f"{se}.positional_encoding", number)
-        if tap not in (f"{se}.reduce.conv", f"{se}.positional_encoding"):
+        node = self.nodes.get(tap)
+        if node is None or node.operation in ("input", "product", "sum"):
             return None
-        pools = [f"{se}.{kind}_pool" for kind in ("temporal", "spatial")]
-        values = [self.value(pool, number) for pool in pools if pool in self.comparison.order]
-        frames = max(value.shape[2] for value in values)
-        values = [value.expand(-1, -1, frames, -1, -1) for value in values]
-        return torch.cat(values, dim=1)
+        values = [self.value(source, number) for source in node.sources]
+        if len(values) > 1:
+            frames = max(value.shape[2] for value in values)
+            values = [value.expand(-1, -1, frames, -1, -1) for value in values]
+        x = torch.cat(values, dim=1)
+        before = [self.state_before(name, number) for name in self._buffers(tap)]
+        x = torch.cat([*before, x], dim=2)
+        return x.flatten(1) if node.operation == "logits" else x
 
-    def _source(self, tap: str) -> str | None:
-        """Return the one tap that a tap is computed from."""
-        if tap in _UNIQUE:
-            return _UNIQUE[tap]
-        if tap == "head.conv":
-            return self.layers[-1]
-        block, _, leaf = tap.rpartition(".")
-        if leaf in _WITHIN:
-            return self._first(block, _WITHIN[leaf])
-        layer, _, rest = tap.partition(".")
-        if rest in _BETWEEN:
-            return self._first(layer, _BETWEEN[rest])
-        return None
+    def _states(self, tap: str) -> tuple[str, ...]:
+        """Return the states that a tap reads, if the reference has them."""
+        node, known = self.nodes.get(tap), self.comparison.expected[0].states
+        return node.states if node is not None and known.keys() >= set(node.states) else ()
 
-    def _first(self, owner: str, candidates: Sequence[str]) -> str:
-        for candidate in candidates:
-            name = self._before(owner) if candidate == "<" else f"{owner}.{candidate}"
-            if name in self.comparison.order:
-                return name
-        raise KeyError(owner)
+    def _buffers(self, tap: str) -> tuple[str, ...]:
+        """Return the states whose frames are put in front of a convolution's input."""
+        states = self._states(tap)
+        return states if states and self.nodes[tap].operation == "conv" else ()
 
-    def _before(self, layer: str) -> str:
-        index = self.layers.index(layer)
-        return self.layers[index - 1] if index else "stem.activation"
-
-    def _buffer_state(self, tap: str) -> str | None:
-        """Return the state whose frames are put in front of a convolution's input."""
-        owner, _, leaf = tap.rpartition(".")
-        if leaf not in ("conv", "temporal_conv"):
-            return None
-        owner = owner.removesuffix(".depthwise")
-        name = f"{owner}.{STREAM_BUFFER}"
-        if name not in self.comparison.expected[0].states or self._stream_conv(owner) != tap:
-            return None
-        return name
-
-    def _pool_state(self, tap: str) -> str | None:
-        if tap == "pool":
-            return f"head.{POOL_BUFFER}"
-        if tap.endswith(".temporal_pool"):
-            return f"{tap.partition('.')[0]}.{POOL_BUFFER}"
-        return None
-
-    def _states_of(self, tap: str) -> list[tuple[int, str]]:
+    def _arguments(self, tap: str) -> list[tuple[int, str]]:
         """Return (position, state) of a module's further arguments."""
-        states = self.comparison.expected[0].states
-        if FRAME_COUNT not in states:
-            return []
-        if tap.endswith(".positional_encoding"):
-            return [(1, FRAME_COUNT)]
-        name = self._pool_state(tap)
-        return [(1, name), (2, FRAME_COUNT)] if name in states and name is not None else []
+        return [] if self._buffers(tap) else list(enumerate(self._states(tap), 1))
 
 
 def _near(own: Tensor, right: Tensor) -> bool:

@@ -27,6 +27,7 @@ from benchmarks.faults import Around
 from movinet_port import MoViNet, MovinetPortError, save
 from movinet_port.checkpoint import Checkpoint
 from movinet_port.command_line.parity import parity as command
+from movinet_port.wiring import wiring
 from parity import (
     ComparisonError,
     FunctionReference,
@@ -39,7 +40,6 @@ from parity import (
 )
 from parity.compare import split_clip
 from parity.reports.report import MISMATCH, SUSPECT, Diagnosis, status_of
-from parity.taps import model_taps
 
 pytest.importorskip("tensorflow")
 
@@ -103,7 +103,7 @@ def test_a_right_network_is_parity_with_every_tap_paired(reference, archive):
     report = run(right, network, clip_of(size=(37, 50), batch=2))
     assert report
     assert report.verdict == "parity"
-    assert {layer.name for layer in report.layers} == set(model_taps(network))
+    assert {layer.name for layer in report.layers} == wiring(network.spec).keys()
     assert report.diagnosis == ()
     assert all(layer.introduced is not None for layer in report.layers)
 

@@ -19,9 +19,9 @@ from movinet_port.command_line.parity import parity as command
 from movinet_port.errors import StateError
 from movinet_port.fast.aot import compile_package
 from movinet_port.fast.optimize import fold_network
+from movinet_port.wiring import INPUT, wiring
 from parity import ComparisonError, compare
 from parity.optimised import Optimised
-from parity.taps import INPUT, model_taps
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,7 +55,7 @@ def test_every_tap_is_compared_or_declared_as_folded(reference: Any, archive: st
     report = run(right, optimize(model))
     assert report.verdict == "parity"
     compared, folded = {layer.name for layer in report.layers}, set(report.model["folded"])
-    assert compared | folded == set(model_taps(model))
+    assert compared | folded == wiring(model.spec).keys()
     assert not compared & folded
     assert {INPUT, "stem.activation", "head.activation", "pool", "classifier"} <= compared
     assert set(model.layer_names) <= compared

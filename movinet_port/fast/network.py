@@ -320,32 +320,6 @@ class FastMoViNet(InferenceNetwork):
         """Return the stages of a base network for pieces of so many clips."""
         return FastPieces(self, batch)
 
-    def taps(self) -> list[str]:
-        """Return the activations that a `Tap` is shown, by the readable network's names."""
-
-        def of(conv: StreamConv) -> list[str]:
-            names = ["activation", "temporal_activation"]
-            return [f"{conv.name}.{name}" for name in names[: 1 + conv.splits]]
-
-        names = of(self.stem)
-        for layer in self.bottlenecks:
-            names.append(f"{layer.name}.expansion.activation")
-            names += of(layer.depthwise)
-            gate = layer.gate
-            if gate is not None:
-                there = {
-                    "spatial_pool": gate.spatial,
-                    "temporal_pool": gate.whole,
-                    "positional_encoding": gate.scale is not None,
-                    "reduce.activation": True,
-                    "expand.activation": True,
-                }
-                names += [f"{gate.name}.{name}" for name, is_there in there.items() if is_there]
-            if layer.skip is not None and layer.pools:
-                names.append(f"{layer.name}.skip.pool")
-            names.append(layer.name)
-        return [*names, "head.activation", "pool", "classifier.hidden.activation", "classifier"]
-
     def _pool(self, x: Tensor, run: Run) -> Tensor:
         total = x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))
         if run.frames > 1:

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from movinet_port.wiring import INPUT
 from parity.comparison import Comparison
 from parity.reference_inputs import ReferenceInputs
 from parity.reports.report import status_of
-from parity.taps import INPUT
 
 # A tensor is another one if no value differs by more than this share of the largest.
 EQUAL = 1e-6

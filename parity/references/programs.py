@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from movinet_port.wiring import INPUT
 from parity.compared_model import ComparedModel
 from parity.references.reference import Array, ChunkValues, channels_last
-from parity.taps import INPUT
 
 
 class FunctionReference:

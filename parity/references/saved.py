@@ -13,9 +13,9 @@ from torch import Tensor
 
 from movinet_port.files import whole_file
 from movinet_port.spec import ModelSpec
+from movinet_port.wiring import INPUT
 from parity.errors import ComparisonError
 from parity.references.reference import Array, ChunkValues, Reference
-from parity.taps import INPUT
 
 FILE_VERSION = 1
 

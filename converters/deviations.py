@@ -5,13 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from movinet_port.functions import GATES
 from movinet_port.spec import LayerSpec, ModelSpec
-
-_GATE_FORMULAS = {
-    "sigmoid": "sigmoid(x)",
-    "hard_sigmoid_keras": "clip(0.2 x + 0.5, 0, 1), Keras's hard sigmoid",
-    "hard_sigmoid_relu6": "relu6(x + 3) * 0.16667",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +46,7 @@ _TABLE: tuple[tuple[str, Callable[[ModelSpec], bool], Callable[[ModelSpec], str]
     (
         "gate",
         lambda spec: spec.gate != "sigmoid" and spec.se_type != "none",
-        lambda spec: f"squeeze-excitation gate is {_GATE_FORMULAS[spec.gate]}",
+        lambda spec: f"squeeze-excitation gate is {GATES[spec.gate].formula}",
     ),
     (
         "activation",

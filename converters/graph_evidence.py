@@ -10,10 +10,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
 from converters.graph import ELEMENTWISE, PASS_THROUGH, Graph, Node, Value
+from movinet_port import functions
 from movinet_port.layers import legacy_padding, same_padding
 from movinet_port.spec import Triple
 
@@ -22,26 +24,14 @@ _CONVOLUTIONS = frozenset({"Conv3D", "Conv2D", "DepthwiseConv2dNative"})
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-x))
-
-
-def _relu6(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.clip(x, 0, 6)
+def _in_numpy(function: functions.Function) -> Function:
+    module = function.module()
+    return lambda x: module(torch.from_numpy(x)).numpy()
 
 
 # Every activation and gate that a MoViNet is known to have, under its name in a `ModelSpec`.
-ACTIVATIONS: dict[str, Function] = {
-    "swish": lambda x: x * _sigmoid(x),
-    "hard_swish": lambda x: x * _relu6(x + 3) / 6,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": _relu6,
-}
-GATES: dict[str, Function] = {
-    "sigmoid": _sigmoid,
-    "hard_sigmoid_keras": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
-    "hard_sigmoid_relu6": lambda x: _relu6(x + 3) * 0.16667,
-}
+ACTIVATIONS = {name: _in_numpy(function) for name, function in functions.ACTIVATIONS.items()}
+GATES = {name: _in_numpy(function) for name, function in functions.GATES.items()}
 LINEAR = "linear"
 
 _GRID = np.linspace(-8.0, 8.0, 321)

@@ -11,41 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from movinet_port.functions import ACTIVATIONS, GATES
 from movinet_port.spec import LayerSpec, ModelSpec, Triple
 from movinet_port.stages import ReadableClip, bottleneck
 
 # PyTorch's convention; Keras calls the same running average momentum 0.99.
 NORM_MOMENTUM = 0.01
-
-
-class HardSigmoidKeras(nn.Module):
-    """clip(0.2 x + 0.5, 0, 1): Keras 2's hard sigmoid, the gate in the published stream models."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the gate, in [0, 1], with the shape of `x`."""
-        return torch.clamp(0.2 * x + 0.5, 0.0, 1.0)
-
-
-class HardSigmoidRelu6(nn.Module):
-    """relu6(x + 3) * 0.16667: the gate of tf-models-official, its rounded constant included."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the gate, in [0, 1.00002], with the shape of `x`."""
-        return F.relu6(x + 3.0) * 0.16667
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "swish": nn.SiLU,
-    "hard_swish": nn.Hardswish,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-}
-
-GATES: dict[str, type[nn.Module]] = {
-    "sigmoid": nn.Sigmoid,
-    "hard_sigmoid_keras": HardSigmoidKeras,
-    "hard_sigmoid_relu6": HardSigmoidRelu6,
-}
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -173,7 +144,7 @@ class StreamConvBlock(ConvBlock):
     ) -> None:
         frames, height, width = kernel_size
         groups = in_channels if depthwise else 1
-        activation = ACTIVATIONS[spec.activation]
+        activation = ACTIVATIONS[spec.activation].module
         splits = spec.splits_time and frames > 1
         conv = Conv(
             in_channels,
@@ -377,9 +348,10 @@ class SqueezeExcitation(nn.Module):
             self.temporal_pool = CumulativePool() if spec.causal else ClipPool()
         self.positional_encoding = PositionalEncoding() if spec.positional_encoding else None
         self.reduce = ConvBlock(
-            Conv(pooled, hidden, bias=True), activation=ACTIVATIONS[spec.activation]
+            Conv(pooled, hidden, bias=True), activation=ACTIVATIONS[spec.activation].module
         )
-        self.expand = ConvBlock(Conv(hidden, channels, bias=True), activation=GATES[spec.gate])
+        gate = GATES[spec.gate].module
+        self.expand = ConvBlock(Conv(hidden, channels, bias=True), activation=gate)
 
     def forward(
         self, x: Tensor, buffer: Tensor | None, frame_count: Tensor
@@ -441,7 +413,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, spec: ModelSpec, layer: LayerSpec, drop_rate: float) -> None:
         super().__init__()
-        activation = ACTIVATIONS[spec.activation]
+        activation = ACTIVATIONS[spec.activation].module
         width = layer.expand_filters
         self.expansion = ConvBlock(Conv(layer.in_filters, width), spec.norm_epsilon, activation)
         self.depthwise = StreamConvBlock(
@@ -473,7 +445,7 @@ class Classifier(nn.Module):
         width = spec.head.head_filters
         self.hidden = ConvBlock(
             Conv(spec.head.project_filters, width, bias=True),
-            activation=ACTIVATIONS[spec.classifier_activation],
+            activation=ACTIVATIONS[spec.classifier_activation].module,
         )
         self.dropout = nn.Dropout(dropout)
         self.output = ConvBlock(Conv(width, spec.num_classes, bias=True))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from movinet_port.clips import predict_clip
 from movinet_port.errors import SpecError
+from movinet_port.functions import ACTIVATIONS
 from movinet_port.layers import (
-    ACTIVATIONS,
     Bottleneck,
     Classifier,
     ClipPool,
@@ -84,7 +84,7 @@ class MoViNet(StatefulNetwork):
             self.add_module(layer.name, Bottleneck(spec, layer, rate))
         self.layer_names = tuple(layer.name for layer in layers)
         project = Conv(layers[-1].out_filters, spec.head.project_filters)
-        self.head = ConvBlock(project, spec.norm_epsilon, ACTIVATIONS[spec.activation])
+        self.head = ConvBlock(project, spec.norm_epsilon, ACTIVATIONS[spec.activation].module)
         self.pool = ClipPool()
         self.classifier = Classifier(spec, dropout)
         self.labels: tuple[str, ...] | None = None  # the classes' names, if known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ from movinet_port import (
     list_models,
 )
 from movinet_port.config import _C
+from movinet_port.functions import ACTIVATIONS, GATES, Function
 from movinet_port.layers import (
-    GATES,
     AveragePool,
     ClipPool,
     Conv,
@@ -36,6 +36,7 @@ from movinet_port.layers import (
     legacy_padding,
     same_padding,
 )
+from movinet_port.spec import Activation, Gate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -172,6 +173,22 @@ def test_average_pool_of_ones_is_ones() -> None:
     assert torch.equal(AveragePool()(torch.ones(1, 2, 3, 5, 8)), torch.ones(1, 2, 3, 3, 4))
 
 
+def test_every_function_that_a_spec_can_name_is_in_the_table() -> None:
+    assert set(ACTIVATIONS) == set(get_args(Activation))
+    assert set(GATES) == set(get_args(Gate))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [f for f in (*ACTIVATIONS.values(), *GATES.values()) if f.line],
+    ids=lambda f: f.module.__name__,
+)
+def test_clipped_line_is_what_the_module_computes(function: Function) -> None:
+    x = torch.linspace(-9, 9, 1801, dtype=torch.float64)
+    line = (function.line.slope * x + function.line.constant).clamp(0, function.line.limit)
+    torch.testing.assert_close(function.module()(x), line, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("gate", "points"),
     [
@@ -188,7 +205,7 @@ def test_gate_at_hand_computed_points(
 ) -> None:
     model = MoViNet(mini_spec("stream", gate=gate))
     module = model.block1_layer0.squeeze_excitation.expand.activation
-    assert isinstance(module, GATES[gate])
+    assert isinstance(module, GATES[gate].module)
     x = torch.tensor(list(points), dtype=torch.float64)
     expected = torch.tensor(list(points.values()), dtype=torch.float64)
     torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)

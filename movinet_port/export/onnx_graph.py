@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from movinet_port.export.shape import LOGITS, NEXT, VIDEO, Axis
+from movinet_port.functions import KERAS_LINE, SIXTH
 from movinet_port.layers import encoding_rates, legacy_padding, same_padding
 from movinet_port.spec import LayerSpec, ModelSpec, Triple
 from movinet_port.stages import bottleneck
@@ -376,10 +377,11 @@ class _Emitter:
         if kind == "hard_sigmoid_relu6":
             x = self.op("Add", f"{name}.plus_3", x, self.constant("three", 3.0))
             x = self._clip(f"{name}.relu6", x, 6.0)
-            return self.op("Mul", name, x, self.constant("sixth", 0.16667))
+            return self.op("Mul", name, x, self.constant("sixth", SIXTH))
         if kind == "relu6":
             return self._clip(name, x, 6.0)
-        attributes = {"alpha": 0.2, "beta": 0.5} if kind == "hard_sigmoid_keras" else {}
+        line = KERAS_LINE if kind == "hard_sigmoid_keras" else None
+        attributes = {} if line is None else {"alpha": line.slope, "beta": line.constant}
         return self.op(_ACTIVATIONS[kind], name, x, **attributes)
 
     def _clip(self, name: str, x: str, high: float) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from movinet_port.errors import SpecError
+from movinet_port.functions import GATES
 from movinet_port.layers import (
     Bottleneck,
     Conv,
@@ -102,13 +103,6 @@ class Folded:
     head: Matrix
     hidden: Matrix
     output: Matrix
-
-
-# y = slope * x + constant, clamped to [0, limit].
-_HARD_GATES = {
-    "hard_sigmoid_keras": (0.2, 0.5, 1.0),
-    "hard_sigmoid_relu6": (0.16667, 3.0 * 0.16667, 6.0 * 0.16667),
-}
 
 
 @torch.no_grad()
@@ -224,8 +218,9 @@ def _stream_conv(block: StreamConvBlock) -> FoldedConv:
 def _gate(se: SqueezeExcitation, spec: ModelSpec) -> FoldedGate:
     reduce, expand = _matrix(se.reduce), _matrix(se.expand)
     limit = None
-    if spec.gate in _HARD_GATES:
-        slope, constant, limit = _HARD_GATES[spec.gate]
+    line = GATES[spec.gate].line
+    if line is not None:
+        slope, constant, limit = dataclasses.astuple(line)
         assert expand.bias is not None
         expand = Matrix(expand.weight * slope, expand.bias * slope + constant)
     encoding = se.positional_encoding

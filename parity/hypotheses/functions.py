@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from movinet_port.layers import ACTIVATIONS, GATES
+from movinet_port.functions import ACTIVATIONS, GATES
 from parity.hypotheses.faulty_layer import Explanation, FaultyLayer, distance, precision, rms
 from parity.reports.report import status_of
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: kind() for name, kind in {**ACTIVATIONS, **GATES}.items()},
+    **{name: kind.module() for name, kind in {**ACTIVATIONS, **GATES}.items()},
     "hard_sigmoid (x + 3) / 6": F.hardsigmoid,
     "linear": lambda x: x,
     "tanh": torch.tanh,

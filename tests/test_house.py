@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import pytest
+import torch
 from click.shell_completion import get_completion_class
+from torch import nn
+from torch.nn import functional as F
 
+import movinet_port
+from movinet_port import variants
 from movinet_port.command_line.cli import main
 from movinet_port.command_line.examples import EXAMPLES
+from movinet_port.errors import MismatchError
+from movinet_port.export import targets as export
+from parity import ModelReference, compare, diagnose
+from parity.hypotheses.faulty_layer import Explanation, FaultyLayer
+from parity.reports.report import CAUSES
 
 ROOT = Path(__file__).parents[1]
 
@@ -268,3 +281,72 @@ def test_mistake_is_answered_with_the_nearest_name(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert hint in line
+
+
+# What a new thing takes, as CONTRIBUTING.md says --------------------------------------------------
+# Rows of the other tables: a container's is in tests/test_containers.py, a backend's in
+# tests/test_fast.py.
+
+
+def test_a_variant_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    member = variants._Member(
+        stem=8, blocks=((8, "16:15"), (16, "24:33 32:33")), project=32, hidden=48
+    )
+    monkeypatch.setitem(variants._FAMILY, "toy", member)
+    assert movinet_port.list_models("t*") == ["t0", "toy"]
+    for mode in ("base", "stream"):
+        model = movinet_port.create_model("toy", mode, num_classes=3).eval()
+        assert (model.spec.name, len(model.layer_names)) == ("toy", 3)
+        assert model(torch.rand(1, 3, 2, 32, 32)).shape == (1, 3)
+
+
+def test_an_export_target_is_a_row(
+    tiny_spec: Any, randomised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(checkpoint: Any, model: Any, shape: Any, facts: Any, path: Path) -> None:
+        torch.save(model.state_dict(), path)
+
+    def run(path: Path, scale: float = 1.0) -> Any:
+        model = movinet_port.MoViNet(tiny_spec("base")).eval()
+        model.load_state_dict(torch.load(path))
+        return lambda clip, state: (model(clip) * scale, {})
+
+    row = export.Target("toy file", export.beside("toy file", write, run), suffix=".toy")
+    monkeypatch.setitem(export.TARGETS, "toy", row)
+    model = randomised(movinet_port.MoViNet(tiny_spec("base")))
+    checkpoint = movinet_port.Checkpoint(model.spec, model.state_dict())
+    assert export.export_checkpoint(checkpoint, tmp_path / "x.toy", "toy").comparison
+    with pytest.raises(export.ExportError, match=r"ends in \.toy"):
+        export.export_checkpoint(checkpoint, tmp_path / "x", "toy")
+    write_wrong = export.beside("toy file", write, lambda path: run(path, 1.01))
+    monkeypatch.setitem(export.TARGETS, "toy", export.Target("toy file", write_wrong))
+    with pytest.raises(MismatchError, match="the toy file"):
+        export.export_checkpoint(checkpoint, tmp_path / "y", "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.toy"]
+
+
+class Wobble(nn.Module):
+    """What nobody should use for an activation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(x) + 0.3 * torch.sin(5 * x)
+
+
+def test_a_cause_is_a_row(tiny_spec: Any, randomised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wobbles(layer: FaultyLayer) -> Iterator[Explanation]:
+        steady = [F.silu(x) for x in layer.inputs]
+        if layer.fits(steady):
+            yield Explanation("wobble", "sin(5 x)", "Leave it out.", layer.score(steady))
+
+    right = randomised(movinet_port.MoViNet(tiny_spec("base")))
+    wrong = copy.deepcopy(right)
+    wrong.stem.activation = Wobble()
+    clip = np.random.default_rng(0).random((1, 3, 3, 20, 24), dtype=np.float32)
+    (found,) = compare(ModelReference(right), wrong, clip).diagnosis
+    assert (found.layer, found.cause) == ("stem.activation", "activation")
+    # What fits first is said, and rows for every kind of module come last.
+    rows = (((Wobble,), wobbles), *diagnose.HYPOTHESES)
+    monkeypatch.setattr(diagnose, "HYPOTHESES", rows)
+    monkeypatch.setitem(CAUSES, "wobble", "the activation wobbles")
+    (found,) = compare(ModelReference(right), wrong, clip).diagnosis
+    assert (found.layer, found.cause) == ("stem.activation", "wobble")

@@ -1,6 +1,6 @@
 """The way back: a network's weights as the files that the authors' code restores.
 
-A TF2 checkpoint needs TensorFlow only: its graph of objects is written as the authors' network has
+A TF2 checkpoint needs no TensorFlow: its graph of objects is written as the authors' network has
 it, objects without variables included, because `assert_existing_objects_matched` asks for those
 too. A SavedModel and a Keras file are written by the authors' own network, restored from such a
 checkpoint.
@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from converters import dialects
+from converters import dialects, protos
 from converters.authors import build_authors_network, export_authors_network
+from converters.containers.bundle import OBJECT_GRAPH_KEY, write_bundle
 from converters.containers.checkpoint import read_checkpoint, read_saved_model
 from converters.containers.hdf5 import read_hdf5
 from converters.containers.variables import SourceVariables
@@ -189,12 +190,25 @@ def _write_checkpoint(request: Request, variables: Sequence[TensorFlowVariable])
 def _save_checkpoint(
     spec: ModelSpec, variables: Sequence[TensorFlowVariable], folder: Path
 ) -> Path:
-    tf = import_tensorflow()
-    with quiet():
-        checkpoint = tf.train.Checkpoint(model=_object_tree(tf, spec, variables))
-        # tf.train.Checkpoint.restore asks for one.
-        checkpoint.save_counter.assign(1)
-        return Path(checkpoint.write(str(folder / "ckpt")))
+    # tf.train.Checkpoint.restore asks for the counter.
+    counter = _Object(full_name="save_counter", value=np.asarray(1, np.int64))
+    objects = [_Object({"model": _object_tree(spec, variables), "save_counter": counter})]
+    paths = {objects[0]: (0, "")}
+    graph, tensors = protos.TrackableObjectGraph(), {}
+    for item in objects:  # which grows meanwhile
+        node, (_, path) = graph.nodes.add(), paths[item]
+        for name, child in item.children.items():
+            if child not in paths:
+                paths[child] = (len(objects), f"{path}{name}/")
+                objects.append(child)
+            node.children.add(node_id=paths[child][0], local_name=name)
+        if item.value is not None:
+            key = f"{path}.ATTRIBUTES/VARIABLE_VALUE"
+            node.attributes.add(name="VARIABLE_VALUE", full_name=item.full_name, checkpoint_key=key)
+            tensors[key] = item.value
+    tensors[OBJECT_GRAPH_KEY] = np.array(graph.SerializeToString(), object)
+    write_bundle(folder / "ckpt", tensors)
+    return folder / "ckpt"
 
 
 def _write_saved_model(
@@ -241,7 +255,7 @@ KERAS_3_SUFFIX = ".weights.h5"
 def _row(
     title: str,
     write: Callable[[Request, Sequence[TensorFlowVariable]], Agreement | None],
-    extra: str,
+    extra: str | None = None,
     verified: bool = False,
 ) -> Target:
     """Return the row of a target that holds the authors' variables."""
@@ -249,7 +263,6 @@ def _row(
     def whole(request: Request) -> tuple[Agreement | None, Notes]:
         checkpoint = request.checkpoint
         with quiet():
-            import_tensorflow()
             variables = tensorflow_variables(checkpoint.spec, checkpoint.state_dict)
             agreement = write(request, variables)
         notes = [("variables", f"{len(variables)}, read back bit for bit")]
@@ -261,7 +274,7 @@ def _row(
 
 
 TARGETS: Mapping[str, Target] = {
-    "tf-checkpoint": _row("TF2 checkpoint", _write_checkpoint, "tf"),
+    "tf-checkpoint": _row("TF2 checkpoint", _write_checkpoint),
     "saved-model": _row("SavedModel", _write_saved_model, "reference", verified=True),
     "keras-h5": _row("Keras file", _write_keras, "reference"),
 }
@@ -378,68 +391,68 @@ _CLASSIFIER: Mapping[str, str | None] = {
 }
 
 
-def _object_tree(tf: Any, spec: ModelSpec, variables: Sequence[TensorFlowVariable]) -> Any:
-    """Return an object whose graph is that of the authors' network."""
-    root = tf.Module()
+@dataclasses.dataclass(eq=False)
+class _Object:
+    """An object of the authors' network, and its variable, if it is one."""
+
+    children: dict[str, _Object] = dataclasses.field(default_factory=dict)
+    full_name: str = ""
+    value: NDArray[Any] | None = None
+
+    def at(self, path: str) -> _Object:
+        """Return the object at a path, made if it is not there."""
+        item = self
+        for name in filter(None, path.split("/")):
+            item = item.children.setdefault(name, _Object())
+        return item
+
+    def has(self, path: str) -> bool:
+        """Return whether there is an object at a path."""
+        name, _, rest = path.partition("/")
+        return name in self.children and (not rest or self.children[name].has(rest))
+
+    def add(self, objects: Mapping[str, str | None]) -> None:
+        """Add objects without variables, or other names of objects, where their owners are."""
+        for path, same in objects.items():
+            parent, _, leaf = path.rpartition("/")
+            if same is None:
+                self.at(path)
+            elif self.has(same) and (not parent or self.has(parent.partition("/")[0])):
+                self.at(parent).children[leaf] = self.at(same)
+
+
+def _object_tree(spec: ModelSpec, variables: Sequence[TensorFlowVariable]) -> _Object:
+    """Return the graph of the authors' network's objects, from the model."""
+    root = _Object()
     for variable in variables:
-        parent, _, leaf = variable.path.rpartition("/")
-        value = tf.Variable(variable.value, name=variable.full_name)
-        setattr(_at(tf, root, parent), leaf, value)
+        item = root.at(variable.path)
+        item.full_name, item.value = variable.full_name, variable.value
     owners = _owners(spec)
     for owner, path in owners.items():
-        place = _at(tf, root, path)
+        place = root.at(path)
         if owner.startswith("classifier"):
-            _add(tf, place, _CLASSIFIER)
+            place.add(_CLASSIFIER)
         elif owner == "head":
-            _add(tf, place, _HEAD)
+            place.add(_HEAD)
         elif owner != "stem":
-            _add(tf, place, _LAYER)
+            place.add(_LAYER)
     for variable in variables:
         block, _, leaf = variable.path.rpartition("/_conv")
         if leaf.endswith("kernel") and not block.endswith("_conv"):
-            _add(tf, _at(tf, root, block), _CONVOLUTION)
+            root.at(block).add(_CONVOLUTION)
             if spec.conv_type == "2plus1d":
-                _add(tf, _at(tf, root, block), _WRAPPED)
+                root.at(block).add(_WRAPPED)
     # Keras counts its layers: inputs first, then what has weights.
     inputs = 1 + state_count(spec)
-    for owner in (root, backbone := _at(tf, root, "layer_with_weights-0")):
+    backbone = root.at("layer_with_weights-0")
+    for item in (root, backbone):
         for number in range(inputs):
-            setattr(owner, f"layer-{number}", tf.Module())
+            item.at(f"layer-{number}")
     for number in range(len(owners) - 2):  # the classifier, listed twice, is none of them
-        setattr(
-            backbone, f"layer-{inputs + number}", getattr(backbone, f"layer_with_weights-{number}")
-        )
-    setattr(root, f"layer-{inputs}", backbone)
-    setattr(root, f"layer-{inputs + 1}", _at(tf, root, "layer_with_weights-1"))
-    root._backbone = backbone
-    root._input_specs = tf.Module()
-    backbone._state_specs = tf.Module()
+        layer = backbone.at(f"layer_with_weights-{number}")
+        backbone.children[f"layer-{inputs + number}"] = layer
+    root.children[f"layer-{inputs}"] = root.children["_backbone"] = backbone
+    root.children[f"layer-{inputs + 1}"] = root.at("layer_with_weights-1")
+    root.at("_input_specs")
+    backbone.at("_state_specs")
     return root
-
-
-def _at(tf: Any, root: Any, path: str) -> Any:
-    """Return the object at a path, made if it is not there."""
-    for name in filter(None, path.split("/")):
-        child = getattr(root, name, None)
-        if child is None:
-            child = tf.Module()
-            setattr(root, name, child)
-        root = child
-    return root
-
-
-def _add(tf: Any, root: Any, objects: Mapping[str, str | None]) -> None:
-    for path, same in objects.items():
-        parent, _, leaf = path.rpartition("/")
-        if same is None:
-            _at(tf, root, path)
-        elif _exists(root, same) and (not parent or _exists(root, parent.partition("/")[0])):
-            setattr(_at(tf, root, parent), leaf, _at(tf, root, same))
-
-
-def _exists(root: Any, path: str) -> bool:
-    for name in path.split("/"):
-        root = getattr(root, name, None)
-        if root is None:
-            return False
-    return True

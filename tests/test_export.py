@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import sys
@@ -27,7 +28,8 @@ from movinet_port.export import ClipShape, ExportError, export_checkpoint, onnx_
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SAMPLE = Path(__file__).parents[1] / "weights/samples/movinet_mini_stream.tar.gz"
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "weights/samples/movinet_mini_stream.tar.gz"
 
 # Largest difference, as a share of the largest magnitude.
 TOLERANCE = 2e-5
@@ -379,6 +381,28 @@ def test_export_writes_and_says_how_far_it_is(weights, tmp_path, capfd) -> None:
     assert Session(Path(out)).inputs["video"].shape == ["batch", 3, "frames", 33, 46]
 
 
+def test_a_new_target_is_one_row(weights, tmp_path, capfd, monkeypatch) -> None:
+    def write(request: targets.Request) -> tuple[None, targets.Notes]:
+        request.path.write_text(request.checkpoint.spec.name)
+        return None, (("noted", str(request.shape)),)
+
+    row = targets.Target("list of names", write, verified=False)
+    monkeypatch.setitem(sys.modules[export.callback.__module__].TARGETS, "names", row)
+    (option,) = [p for p in export.params if p.name == "target"]
+    monkeypatch.setattr(option.type, "choices", [*option.type.choices, "names"])
+    out = tmp_path / "names.txt"
+    assert run("--weights", weights, "--to", "names", "-o", str(out), "--frames", "2") == 0
+    assert out.read_text() == "custom"
+    assert "noted       (batch, 3, 2, height, width)" in capfd.readouterr().out
+
+
+def test_every_target_needs_an_extra_that_exists() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    rows = sys.modules[export.callback.__module__].TARGETS
+    assert {row.extra for row in rows.values()} - {None} <= set(config["options.extras_require"])
+
+
 def test_a_mismatch_is_exit_code_1(weights, tmp_path, capfd, monkeypatch) -> None:
     def off(path: Path) -> Any:
         honest = targets.run_onnx(path)
@@ -440,8 +464,6 @@ def test_a_saved_model_is_not_written_over_something(weights, tmp_path, capfd) -
 
 
 # The page.
-
-ROOT = Path(__file__).parents[1]
 
 
 def run_page(folder: Path, languages: set[str]) -> list[str]:

@@ -10,6 +10,7 @@ import pickle
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +21,10 @@ from movinet_port import (
     MovinetPortError,
     SpecError,
     StemSpec,
+    create_model,
     get_spec,
     list_models,
+    variants,
 )
 from movinet_port.config import _C
 from movinet_port.spec import make_divisible
@@ -556,3 +559,13 @@ def test_unknown_config_node_names_the_nearest_one() -> None:
 
 def test_config_node_copies() -> None:
     assert copy.deepcopy(_C.MODEL).MoViNetA0.variant == "a0"
+
+
+def test_a_new_variant_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = variants._Member(8, ((8, "16:15"), (16, "24:33 32:53")), project=32, hidden=64)
+    monkeypatch.setitem(variants._FAMILY, "x9", entry)
+    model = create_model("x9", "stream", 3).eval()
+    assert model.layer_names == ("block0_layer0", "block1_layer0", "block1_layer1")
+    assert model(torch.rand(1, 3, 2, 24, 24)).shape == (1, 3)
+    assert family_name(model.spec) == "x9"
+    assert "x9" in list_models()

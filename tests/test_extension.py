@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes.util
-import importlib.util
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from torch.nn import functional as F
 
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, MoViNet, StemSpec, optimize
 from movinet_port.fast import extension
-from movinet_port.fast.extension import ClipKernel, Cut, FrameKernel, Library, MatrixKernel
+from movinet_port.fast import library as compiled
+from movinet_port.fast.extension import ClipKernel, Cut, FrameKernel, MatrixKernel
 from movinet_port.fast.fold import Matrix
 from movinet_port.fast.layers import Pointwise
+from movinet_port.fast.library import Library, Members, libraries, source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,10 +68,85 @@ def test_a_library_of_another_version_is_not_used() -> None:
         Library(name)
 
 
-def test_without_a_library_operations_compute(
-    monkeypatch: pytest.MonkeyPatch, tiny_spec: Any, randomised: Any
+MEMBERS = source("members.h")
+# How another list of members may differ, and what is found first.
+OTHER_LISTS = {
+    "exchanged": ("INPUT(cells) INPUT(bias)", "INPUT(bias) INPUT(cells)", "Stem.cells: Input"),
+    "renamed": ("NUMBER(squeezed)", "NUMBER(squashed)", "Layer.squeezed: Number"),
+    "retyped": ("REAL(limit)", "NUMBER(limit)", "Layer.limit: Real"),
+    "added": ("REAL(limit)", "REAL(limit) REAL(more)", "Layer: "),
+    "activations": ("kRelu, kRelu6", "kRelu6, kRelu", "activations: kNone, kHardSwish, kRelu"),
+    "taps": ("MOST_TAPS 7", "MOST_TAPS 9", "Bottleneck: "),
+}
+
+
+def other_list(name: str) -> str:
+    before, after, _ = OTHER_LISTS[name]
+    assert before in MEMBERS
+    return MEMBERS.replace(before, after)
+
+
+@pytest.fixture
+def other_library(tmp_path: Path) -> Callable[[str], Path]:
+    """Factory: what a library compiled from another list says of its members."""
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+
+    def build(name: str) -> Path:
+        (tmp_path / "members.h").write_text(other_list(name))
+        shutil.copy(Path(compiled.__file__).with_name("structures.h"), tmp_path)
+        code = """
+            #include "structures.h"
+            extern "C" const char* movinet_port_layout() {
+                static const std::string text = movinet_port::layout();
+                return text.c_str();
+            }
+        """
+        command = ["g++", "-std=gnu++17", "-shared", "-fPIC", "-x", "c++", "-", "-o", "_avx2.so"]
+        subprocess.run(command, cwd=tmp_path, input=code, text=True, check=True)
+        return tmp_path / "_avx2.so"
+
+    return build
+
+
+@pytest.mark.parametrize("name", OTHER_LISTS)
+def test_a_library_compiled_from_another_list_of_members_is_not_used(
+    name: str, other_library: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    path = other_library(name)
+    with pytest.raises(OSError, match=f"another version.*{OTHER_LISTS[name][2]}.*install"):
+        Library(str(path))
+    # It is as if it was not there, but for a warning.
+    monkeypatch.setattr(compiled, "_FOLDER", path.parent)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.warns(RuntimeWarning, match="another version"):
+        assert libraries.__wrapped__() == ()
+    # Of the list that it was compiled from, all is as this module has it.
+    monkeypatch.setattr(compiled, "MEMBERS", Members(other_list(name)))
+    with pytest.raises(AttributeError, match="movinet_port_lanes"):
+        Library(str(path))
+
+
+@needs_library
+@pytest.mark.parametrize("name", OTHER_LISTS)
+def test_the_compiled_library_fits_no_other_list_of_members(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "MEMBERS", Members(other_list(name)))
+    with pytest.warns(RuntimeWarning, match="another version"):
+        assert libraries.__wrapped__() == ()
+
+
+def test_members_that_are_not_listed_cannot_be_set() -> None:
+    for structure in compiled.MEMBERS.structures.values():
+        with pytest.raises(AttributeError, match="unlisted"):
+            structure().unlisted = 1
+
+
+def test_without_a_library_operations_compute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_spec: Any, randomised: Any
+) -> None:
+    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
     assert extension.libraries.__wrapped__() == ()
     monkeypatch.setattr(extension, "libraries", extension.libraries.__wrapped__)
     model = randomised(MoViNet(tiny_spec("base")))
@@ -165,7 +243,7 @@ def test_a_clip_is_the_same_however_it_is_cut(
     model = randomised(MoViNet(spec(mode, "swish", 8, 24, [72, 88, 41], (5, 3, 3), 2, 40)))
     fast = optimize(model)
     rooms = []
-    cut_for = extension.cut_for.__wrapped__
+    cut_for = extension.cut_for
 
     def forced(*arguments: Any) -> tuple[Cut, int]:
         # As much room as the most that any cut takes.

@@ -4,8 +4,8 @@
 // A clip is cut into tiles (some channels of some rows of some frames of a video), and a tile is
 // expanded, convolved and summed up frame by frame, so that what is expanded stays in the cache of one
 // core.
-//
-// Goes on where frame.cpp ends; see extension.cpp.
+
+#include "frame.cpp"
 
 namespace movinet_port {
 namespace {
@@ -15,39 +15,12 @@ namespace {
 template <int vectors>
 constexpr int kPixelsOf = LANES == 16 ? 14 : 12 / vectors;
 
-struct Clip {
-    // One frame of it: `x` is set for each; `cells` are (taps, kernel height, kernel width, channels).
-    Layer layer;
-    // (frames, batch, height, width, inputs), and (frames, batch, out_height, out_width, channels).
-    const float* x;
-    float* out;
-    // (strips, frames, batch, channels): sums over the rows of each strip, and in the first one's place,
-    // in the end, the means over space.
-    float* sums;
-    int64_t frames, batch;
-    // Frames that the kernel sees, and those of them before the one that it computes.
-    int64_t taps, before;
-    // Frames that a split-off causal kernel over time sees, after the activation; 0 without one. Its
-    // weights are (mixes, channels).
-    int64_t mixes;
-    const float *mix, *mix_bias;
-    // What it sees before the clip, oldest first, and where the last frames of the clip go, which it
-    // will see: each (batch, out_height, out_width, channels).
-    const float* held[MOST_TAPS - 1];
-    float* kept[MOST_TAPS - 1];
-    // Into how many parts rows, frames and panels are cut.
-    int64_t strips, segments, blocks;
-    // For each thread, `room` numbers.
-    float* scratch;
-    int64_t room;
-};
-
 // What a thread computes at a time.
 struct Tile {
     int64_t video, strip, first_row, last_row, first_frame, last_frame, first_panel, last_panel;
 };
 
-INLINE int64_t panels_of(const Clip& c) { return ceil_divide(c.layer.channels, 2 * LANES); }
+INLINE int64_t panels_of(const Clip& c) { return ceil_divide(c.channels, 2 * LANES); }
 
 INLINE Tile tile_of(const Clip& c, int64_t index) {
     const int64_t block = index % c.blocks;
@@ -58,8 +31,8 @@ INLINE Tile tile_of(const Clip& c, int64_t index) {
     Tile t;
     t.video = index / c.segments;
     t.strip = strip;
-    t.first_row = c.layer.out_height * strip / c.strips;
-    t.last_row = c.layer.out_height * (strip + 1) / c.strips;
+    t.first_row = c.out_height * strip / c.strips;
+    t.last_row = c.out_height * (strip + 1) / c.strips;
     t.first_frame = c.frames * segment / c.segments;
     t.last_frame = c.frames * (segment + 1) / c.segments;
     t.first_panel = panels_of(c) * block / c.blocks;
@@ -77,7 +50,8 @@ struct Panel {
 
 // A few pixels, expanded.
 template <Activation kind, int vectors, int pixels>
-INLINE void expand_pixels(const Layer& l, const Panel<vectors>& panel, const float* x, float* to) {
+INLINE void expand_pixels(const Bottleneck& l, const Panel<vectors>& panel, const float* x,
+                          float* to) {
     Vector y[pixels][vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
@@ -106,7 +80,7 @@ INLINE void expand_pixels(const Layer& l, const Panel<vectors>& panel, const flo
 }
 
 template <Activation kind, int vectors, int most>
-INLINE void expand_some(const Layer& l, const Panel<vectors>& panel, int64_t pixels,
+INLINE void expand_some(const Bottleneck& l, const Panel<vectors>& panel, int64_t pixels,
                         const float* x, float* to) {
     if constexpr (most > 1)
         if (pixels != most) return expand_some<kind, vectors, most - 1>(l, panel, pixels, x, to);
@@ -115,7 +89,7 @@ INLINE void expand_some(const Layer& l, const Panel<vectors>& panel, int64_t pix
 
 // A row of a frame, expanded; what is left and right of it has been zero from the beginning.
 template <Activation kind, int vectors>
-inline void expand_panel_row(const Layer& l, const Panel<vectors>& panel, const float* x,
+inline void expand_panel_row(const Bottleneck& l, const Panel<vectors>& panel, const float* x,
                              float* to) {
     to += l.left * vectors * LANES;
     int64_t left = row_end(l) - l.left;
@@ -141,7 +115,7 @@ struct Seen {
 // offset: of the first pixel in the rows that are seen.
 // to: of each vector; `next` numbers on, the next pixel's.
 template <Activation kind, int vectors, int stride, int pixels>
-INLINE void convolve_pixels(const Layer& l, const Panel<vectors>& panel, const Seen& seen,
+INLINE void convolve_pixels(const Bottleneck& l, const Panel<vectors>& panel, const Seen& seen,
                             int64_t offset, float* const* to, int64_t next, Vector* sums) {
     Vector y[pixels][vectors];
 #pragma GCC unroll 2
@@ -182,7 +156,7 @@ INLINE void convolve_pixels(const Layer& l, const Panel<vectors>& panel, const S
 }
 
 template <Activation kind, int vectors, int stride, int most>
-INLINE void convolve_pixels_some(const Layer& l, const Panel<vectors>& panel, const Seen& seen,
+INLINE void convolve_pixels_some(const Bottleneck& l, const Panel<vectors>& panel, const Seen& seen,
                                  int64_t pixels, int64_t offset, float* const* to, int64_t next,
                                  Vector* sums) {
     if constexpr (most > 1)
@@ -194,7 +168,7 @@ INLINE void convolve_pixels_some(const Layer& l, const Panel<vectors>& panel, co
 
 // A row of the output; arguments as above.
 template <Activation kind, int vectors, int stride>
-inline void convolve_panel_row(const Layer& l, const Panel<vectors>& panel, const Seen& seen,
+inline void convolve_panel_row(const Bottleneck& l, const Panel<vectors>& panel, const Seen& seen,
                                float* const* to, int64_t next, Vector* sums) {
     int64_t offset = 0, left = l.out_width;
     float* out[vectors];
@@ -215,7 +189,7 @@ inline void convolve_panel_row(const Layer& l, const Panel<vectors>& panel, cons
 template <Activation kind, int vectors, int mixes>
 inline void mix_row(const Clip& c, const Panel<vectors>& panel, const float* const* rows,
                     float* const* to, Vector* sums) {
-    const int64_t channels = c.layer.channels, width = c.layer.out_width;
+    const int64_t channels = c.channels, width = c.out_width;
     for (int v = 0; v < vectors; ++v) {
         Vector weights[mixes], sum = sums[v];
         const Vector bias = load(c.mix_bias + panel.channel[v]);
@@ -263,7 +237,7 @@ INLINE int64_t not_above(int64_t n, int64_t most) { return n > most ? most : n; 
 // One panel of one frame of a tile.
 template <Activation kind, int vectors, int stride>
 inline void compute_panel(const Clip& c, const Tile& t, int64_t number, int64_t frame, Held* held) {
-    const Layer& l = c.layer;
+    const Bottleneck& l = c;
     constexpr int64_t width = vectors * LANES;
     Panel<vectors> panel;
     panel.expansion = l.expansion + number * 2 * LANES * l.inputs;
@@ -366,7 +340,7 @@ inline void compute_panel(const Clip& c, const Tile& t, int64_t number, int64_t 
 
 template <Activation kind, int stride>
 inline void compute_tile(const Clip& c, const Tile& t, float* scratch) {
-    const Layer& l = c.layer;
+    const Bottleneck& l = c;
     const int64_t rows_out = t.last_row - t.first_row;
     Held all;
     all.first_seen = t.first_row * l.stride_height - l.top;
@@ -393,20 +367,20 @@ inline void compute_tile(const Clip& c, const Tile& t, float* scratch) {
 }
 
 template <Activation kind>
-void compute_clip(const Clip& c, int threads) {
+void compute_clip(const Clip& c) {
     const int64_t tiles = c.batch * c.segments * c.strips * c.blocks;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(c.threads)
     for (int64_t index = 0; index < tiles; ++index) {
         const Tile t = tile_of(c, index);
         float* const scratch = c.scratch + omp_get_thread_num() * c.room;
-        if (c.layer.stride_width == 1)
+        if (c.stride_width == 1)
             compute_tile<kind, 1>(c, t, scratch);
         else
             compute_tile<kind, 2>(c, t, scratch);
     }
     // Means of the sums of all strips.
-    const int64_t numbers = c.frames * c.batch * c.layer.channels;
-    const float share = 1.0f / static_cast<float>(c.layer.out_height * c.layer.out_width);
+    const int64_t numbers = c.frames * c.batch * c.channels;
+    const float share = 1.0f / static_cast<float>(c.out_height * c.out_width);
     for (int64_t i = 0; i < numbers; ++i) {
         float sum = c.sums[i];
         for (int64_t strip = 1; strip < c.strips; ++strip) sum += c.sums[strip * numbers + i];
@@ -414,33 +388,17 @@ void compute_clip(const Clip& c, int threads) {
     }
 }
 
-// A product of the pixels of a clip, of channels that are gated, or are not, and a matrix.
-struct Pixels {
-    // (frames * batch, cells, depth); `b` laid out as `Product` wants it.
-    const float *x, *b;
-    // (gates, depth): one for each frame of each video, or one for each video; or none.
-    const float* gates;
-    // What is added: (frames * batch, cells, columns), or (columns) where `start_row` is 0.
-    const float* start;
-    int64_t start_row;
-    float* out;
-    int64_t frames, batch, cells, depth, columns;
-    bool by_frame;
-    // For each thread a gated matrix.
-    float* scratch;
-};
-
 template <Activation kind>
-void multiply_pixels(const Pixels& m, int threads) {
+void multiply_pixels(const Pixels& m) {
     const int64_t vectors = ceil_divide(m.columns, LANES), size = vectors * m.depth * LANES;
     const int64_t all = m.frames * m.batch * m.cells;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(m.threads)
     {
         const int64_t number = omp_get_num_threads(), thread = omp_get_thread_num();
         float* const gated = m.scratch + thread * size;
         int64_t gate = -1;
         Product p;
-        p.b = m.b;
+        p.b = m.matrix;
         p.depth = p.a_row = m.depth;
         p.start_row = m.start_row;
         p.out_row = m.columns;
@@ -458,7 +416,7 @@ void multiply_pixels(const Pixels& m, int threads) {
                 for (int64_t v = 0; v < vectors; ++v)
                     for (int64_t k = 0; k < m.depth; ++k) {
                         const int64_t i = (v * m.depth + k) * LANES;
-                        store(gated + i, load(m.b + i) * values[k]);
+                        store(gated + i, load(m.matrix + i) * values[k]);
                     }
                 p.b = gated;
             }
@@ -471,28 +429,20 @@ void multiply_pixels(const Pixels& m, int threads) {
     }
 }
 
-// Means of what a kernel sees of each channel; cells outside the frame are not counted.
-struct AveragePool {
-    // (frames, height, width, channels), (frames, out_height, out_width, channels).
-    const float* x;
-    float* out;
-    int64_t frames, height, width, out_height, out_width, channels, kernel, stride, top, left;
-};
-
 // Its channels a multiple of `lanes`.
 template <int lanes>
-void average(const AveragePool p, int threads) {
-#pragma omp parallel for num_threads(threads)
+void average(const Pool p) {
+#pragma omp parallel for num_threads(p.threads)
     for (int64_t index = 0; index < p.frames * p.out_height; ++index) {
-        const int64_t row = index % p.out_height * p.stride - p.top;
+        const int64_t row = index % p.out_height * p.stride_height - p.top;
         const float* const frame = p.x + index / p.out_height * p.height * p.width * p.channels;
         float* to = p.out + index * p.out_width * p.channels;
-        const int64_t first_row = row > 0 ? row : 0;
-        const int64_t last_row = row + p.kernel < p.height ? row + p.kernel : p.height;
+        const int64_t first_row = not_below(row, 0);
+        const int64_t last_row = not_above(row + p.kernel_height, p.height);
         for (int64_t at = 0; at < p.out_width; ++at, to += p.channels) {
-            const int64_t column = at * p.stride - p.left;
-            const int64_t first = column > 0 ? column : 0;
-            const int64_t last = column + p.kernel < p.width ? column + p.kernel : p.width;
+            const int64_t column = at * p.stride_width - p.left;
+            const int64_t first = not_below(column, 0);
+            const int64_t last = not_above(column + p.kernel_width, p.width);
             const float share = 1.0f / static_cast<float>((last_row - first_row) * (last - first));
             for (int64_t channel = 0; channel < p.channels; channel += lanes) {
                 typename Lanes<lanes>::Vector sum = {};

@@ -7,10 +7,7 @@ processors than x86 with AVX2, on other systems than Linux, or without a compile
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import importlib.util
 import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -18,18 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from movinet_port.fast.library import MEMBERS, Call, Library
+from movinet_port.fast.library import libraries as libraries
 from movinet_port.layers import same_padding
 
 if TYPE_CHECKING:
     from movinet_port.fast.layers import Gate, Layer, Pointwise, StreamConv
     from movinet_port.fast.run import Run, Workspace
 
-# The C++'s numbers of activations. It has those of the published networks.
-_NONE = 0
-_ACTIVATIONS = {None: _NONE, "hard_swish": 1, "swish": 4}
-# What it has room for.
-HIGHEST_KERNEL = 8
-MOST_TAPS = 7
+# Those of the published networks, by the library's numbers.
+_ACTIVATIONS = {
+    None: MEMBERS.activations["kNone"],
+    "hard_swish": MEMBERS.activations["kHardSwish"],
+    "swish": MEMBERS.activations["kSwish"],
+}
 
 # What one core's cache should hold of a tile: it has as much again, or more, for all else.
 _TILE_BYTES = 256 << 10
@@ -37,137 +36,6 @@ _TILE_BYTES = 256 << 10
 _ACTIVATION_WORK = 16
 # Numbers in a line of the cache.
 _LINE = 16
-# For how many frame sizes a layer's arguments are kept.
-_SIZES = 16
-
-GEOMETRY = (
-    *("height", "width", "out_height", "out_width"),
-    *("kernel_height", "kernel_width", "stride_height", "stride_width", "top", "left"),
-)
-
-
-class _Geometry(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in GEOMETRY)
-
-
-def _members(numbers: str, pointers: str) -> list[tuple[str, Any]]:
-    return [
-        ("geometry", _Geometry),
-        *((name, ctypes.c_int64) for name in numbers.split()),
-        *((name, ctypes.c_void_p) for name in pointers.split()),
-    ]
-
-
-_Held = ctypes.c_void_p * (MOST_TAPS - 1)
-
-
-class _StemArguments(ctypes.Structure):
-    _fields_ = _members(
-        "frames frame_step channel_step row_step pixel_step out_frame_step out_step channels "
-        "filters activation",
-        "x cells bias out",
-    )
-
-
-class _ClipArguments(ctypes.Structure):
-    _fields_ = (
-        *_members(
-            "frames batch inputs channels taps before mixes strips segments blocks room threads "
-            "activation",
-            "x expansion expansion_bias cells bias mix mix_bias out sums scratch",
-        ),
-        ("held", _Held),
-        ("kept", _Held),
-    )
-
-
-class _PixelsArguments(ctypes.Structure):
-    _fields_ = _members(
-        "start_row frames batch cells depth columns by_frame threads activation",
-        "x matrix gates start out scratch",
-    )[1:]
-
-
-class _PoolArguments(ctypes.Structure):
-    _fields_ = _members("frames channels threads", "x out")
-
-
-class _FrameArguments(ctypes.Structure):
-    _fields_ = (
-        *_members("inputs channels outputs frames squeezed hidden spatial whole", ""),
-        ("limit", ctypes.c_double),
-        *_members(
-            "",
-            "x residual expansion expansion_bias cells bias taps temporal_bias reduce reduce_bias "
-            "expand expand_bias projection pool part wave mixed total out",
-        )[1:],
-        ("held", _Held),
-    )
-
-
-class _VectorArguments(ctypes.Structure):
-    _fields_ = _members("rows columns", "matrix x bias out")[1:]
-
-
-_FUNCTIONS: dict[str, type[ctypes.Structure]] = {
-    "stem": _StemArguments,
-    "clip": _ClipArguments,
-    "pixels": _PixelsArguments,
-    "pool": _PoolArguments,
-    "frame": _FrameArguments,
-    "vector": _VectorArguments,
-}
-
-
-class Library:
-    """The compiled library for one kind of CPU.
-
-    Args:
-        path: of the file.
-
-    Attributes:
-        lanes: float32 numbers in a vector.
-        stem, clip, pixels, pool, frame, vector: the C++'s functions.
-
-    Raises:
-        OSError: it cannot be loaded, or belongs to another version of movinet-port.
-    """
-
-    stem: Any
-    clip: Any
-    pixels: Any
-    pool: Any
-    frame: Any
-    vector: Any
-
-    def __init__(self, path: str) -> None:
-        library = ctypes.CDLL(path)
-        try:
-            library.movinet_port_size.restype = ctypes.c_int64
-            size = library.movinet_port_size()
-            for name, arguments in _FUNCTIONS.items():
-                function = getattr(library, f"movinet_port_{name}")
-                function.restype, function.argtypes = None, [ctypes.POINTER(arguments)]
-                setattr(self, name, function)
-        except AttributeError:
-            size = 0
-        if size != sum(map(ctypes.sizeof, _FUNCTIONS.values())):
-            raise OSError(f"{path} belongs to another version of movinet-port")
-        self.lanes = int(library.movinet_port_lanes())
-
-
-@functools.cache
-def libraries() -> tuple[Library, ...]:
-    """Return the libraries that this CPU can use, the one with the widest vectors first."""
-    kinds = ("AVX512", "AVX2")
-    capability = torch.backends.cpu.get_cpu_capability()
-    found = []
-    for kind in kinds[kinds.index(capability) :] if capability in kinds else ():
-        file = importlib.util.find_spec(f"{__package__}._{kind.lower()}")
-        if file is not None and file.origin is not None:
-            with contextlib.suppress(OSError):
-                found.append(Library(file.origin))
-    return tuple(found)
 
 
 def takes(x: Tensor) -> bool:
@@ -186,11 +54,58 @@ def laid_out(weight: Tensor, lanes: int) -> Tensor:
     return vectors.transpose(1, 2).contiguous()
 
 
-def geometry(conv: StreamConv, height: int, width: int) -> dict[str, int]:
-    """Return the numbers of a convolution over space of frames of this size."""
-    (top, _), (left, _) = conv.pads(height, width)
-    numbers = (height, width, *conv.out_size(height, width), *conv.kernel, *conv.stride, top, left)
-    return dict(zip(GEOMETRY, numbers, strict=True))
+def set_geometry(structure: Any, conv: StreamConv, height: int, width: int) -> None:
+    """Set the numbers of a convolution over space of frames of this size."""
+    structure.height, structure.width = height, width
+    structure.out_height, structure.out_width = conv.out_size(height, width)
+    structure.kernel_height, structure.kernel_width = conv.kernel
+    structure.stride_height, structure.stride_width = conv.stride
+    (structure.top, _), (structure.left, _) = conv.pads(height, width)
+
+
+def _matrix(block: Pointwise, lanes: int) -> Tensor:
+    """Return a block's matrix as `Product` wants it; not a second time if it is there."""
+    if torch.compiler.is_compiling():
+        return laid_out(block.weight, lanes)
+    product = block.keep(MatrixKernel, lambda: kernel(MatrixKernel, block))
+    if product is None or product.library.lanes != lanes:
+        return laid_out(block.weight, lanes)
+    return product.matrix
+
+
+def bottleneck_tensors(structure: Any, layer: Layer, lanes: int) -> dict[str, Tensor]:
+    """Set the numbers of a `Bottleneck` that no size changes; return its tensors."""
+    conv, expansion = layer.depthwise, layer.expansion
+    assert expansion.constant is not None
+    assert conv.constant is not None
+    structure.channels, structure.inputs = expansion.weight.shape
+    tensors = {
+        "expansion": _matrix(expansion, lanes),
+        "expansion_bias": expansion.constant.contiguous(),
+        "cells": torch.stack(conv.cells) if len(conv.cells) > 1 else conv.cells[0],
+        "bias": conv.constant.contiguous(),
+    }
+    if conv.splits:
+        assert conv.temporal_matrix is not None
+        assert conv.temporal_constant is not None
+        structure.mixes = conv.taps
+        tensors["mix"] = conv.temporal_matrix.contiguous()
+        tensors["mix_bias"] = conv.temporal_constant.contiguous()
+    return tensors
+
+
+def layer_tensors(structure: Any, layer: Layer, lanes: int) -> dict[str, Tensor]:
+    """Set the numbers of a `Layer` that no size changes; return the tensors that no frame does."""
+    tensors = bottleneck_tensors(structure, layer, lanes)
+    tensors["projection"] = laid_out(layer.project.weight, lanes)
+    structure.outputs = len(layer.project.weight)
+    gate = layer.gate
+    if gate is not None:
+        structure.hidden, structure.squeezed = gate.reduce.weight.shape
+        structure.spatial, structure.whole = gate.spatial, gate.whole
+        structure.limit = -1.0 if gate.limit is None else gate.limit
+        tensors.update(gate_tensors(gate, lanes))
+    return tensors
 
 
 def gate_tensors(gate: Gate, lanes: int) -> dict[str, Tensor]:
@@ -215,8 +130,8 @@ def fits_frame(layer: Layer, lanes: int) -> bool:
         conv.in_plane
         and conv.splits == (conv.taps > 1)
         and min(channels) >= lanes
-        and max(conv.kernel) <= HIGHEST_KERNEL
-        and conv.taps <= MOST_TAPS
+        and max(conv.kernel) <= MEMBERS.highest_kernel
+        and conv.taps <= MEMBERS.most_taps
     )
 
 
@@ -226,7 +141,7 @@ def fits_stem(conv: StreamConv, lanes: int) -> bool:
         conv.groups == conv.taps == 1
         and not conv.splits
         and conv.spatial_out % (lanes // 2) == 0
-        and max(conv.kernel) <= HIGHEST_KERNEL
+        and max(conv.kernel) <= MEMBERS.highest_kernel
     )
 
 
@@ -241,37 +156,25 @@ class Cut(NamedTuple):
     blocks: int
 
 
-@functools.lru_cache(maxsize=1024)
-def cut_for(
-    frames: int,
-    batch: int,
-    inputs: int,
-    channels: int,
-    taps: int,
-    mixes: int,
-    space: tuple[int, ...],
-    lanes: int,
-    threads: int,
-) -> tuple[Cut, int]:
+def cut_for(clip: Any, lanes: int) -> tuple[Cut, int]:
     """Return the cut of a clip that should take the least time, and what its tiles take.
 
     Args:
-        frames, batch, inputs, channels, taps, mixes: see `Clip` in clip.cpp.
-        space: the values of `GEOMETRY`.
+        clip: a `Clip` of `members.h`, without its cut.
         lanes: numbers in a vector.
-        threads: that share the tiles.
     """
-    at = _Geometry(*space)
+    frames, taps, mixes, threads = clip.frames, clip.taps, clip.mixes, clip.threads
+    out_height, out_width, kernel_height = clip.out_height, clip.out_width, clip.kernel_height
     # Of two vectors of channels each.
-    panels = -(-channels // (2 * lanes))
-    columns = (at.out_width - 1) * at.stride_width + at.kernel_width
+    panels = -(-clip.channels // (2 * lanes))
+    columns = (out_width - 1) * clip.stride_width + clip.kernel_width
 
     def sizes(cut: Cut) -> tuple[int, int, int, int]:
         """Return rows of the output and of the input, panels, and numbers that each holds."""
-        rows_out = -(-at.out_height // cut.strips)
-        rows = (rows_out - 1) * at.stride_height + at.kernel_height
-        expanded = taps * (rows if taps > 1 else at.kernel_height) * columns * 2 * lanes
-        mixed = mixes * rows_out * at.out_width * 2 * lanes
+        rows_out = -(-out_height // cut.strips)
+        rows = (rows_out - 1) * clip.stride_height + kernel_height
+        expanded = taps * (rows if taps > 1 else kernel_height) * columns * 2 * lanes
+        mixed = mixes * rows_out * out_width * 2 * lanes
         held = -(-expanded // _LINE) * _LINE + -(-mixed // _LINE) * _LINE
         return rows_out, rows, -(-panels // cut.blocks), held
 
@@ -281,21 +184,21 @@ def cut_for(
         # Frames that a segment has in common with those beside it.
         more = taps - 1 + max(0, mixes - 1) if cut.segments > 1 else 0
         # Of a vector's channels.
-        expanded = (frames_out + more) * rows * at.width
-        convolved = frames_out * rows_out * at.out_width
-        seen = taps * at.kernel_height * at.kernel_width + _ACTIVATION_WORK
+        expanded = (frames_out + more) * rows * clip.width
+        convolved = frames_out * rows_out * out_width
+        seen = taps * kernel_height * clip.kernel_width + _ACTIVATION_WORK
         if mixes:
             seen += mixes + _ACTIVATION_WORK
-        work = expanded * (inputs + _ACTIVATION_WORK) + convolved * seen
+        work = expanded * (clip.inputs + _ACTIVATION_WORK) + convolved * seen
         # What does not stay in the cache is read from a slower one each time that it is seen.
         work *= 1 + 0.5 * max(0.0, 1 - _TILE_BYTES / (4 * held * wide))
         # Of the last tile to be done, half is on average what the other threads wait for.
-        all_tiles = cut.strips * cut.segments * batch * -(-channels // lanes)
+        all_tiles = cut.strips * cut.segments * clip.batch * -(-clip.channels // lanes)
         return work * (all_tiles / threads + 0.5 * 2 * wide)
 
     parts = (1, 2, 3, 4, 6, 8, 12, 16)
     cuts = itertools.product(
-        [n for n in parts if n <= at.out_height],
+        [n for n in parts if n <= out_height],
         [n for n in parts if n <= frames],
         sorted({-(-panels // n) for n in range(1, panels + 1)}),
     )
@@ -326,11 +229,6 @@ def kernel(kind: type[K], *part: Any) -> K | None:
     return next(found, None)
 
 
-def _set(arguments: ctypes.Structure, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        setattr(arguments, name, tensor.data_ptr())
-
-
 class StemKernel:
     """Convolves frames of a video, as they lie in memory.
 
@@ -341,15 +239,17 @@ class StemKernel:
 
     def __init__(self, library: Library, conv: StreamConv) -> None:
         assert conv.constant is not None
-        self._library = library
         self._conv = conv
         kernel = conv.kernels[0]
         # Frames are convolved the way up that they come, and turned while they are written.
         kernel = kernel.flip(2, 3) if conv.turned else kernel
-        self._tensors = {
+        tensors = {
             "cells": kernel.permute(1, 2, 3, 0).contiguous(),
             "bias": conv.constant.contiguous(),
         }
+        structure = MEMBERS.structures["Stem"](activation=_ACTIVATIONS[conv.activation_name])
+        structure.filters = conv.spatial_out
+        self._call = Call(library, structure, tensors, self._fill)
 
     @staticmethod
     def fits(library: Library, conv: StreamConv) -> bool:
@@ -367,23 +267,26 @@ class StemKernel:
             x: (frames, height, width, channels), in any strides, not turned.
             workspace: where to write.
         """
-        conv = self._conv
-        numbers = geometry(conv, *x.shape[1:3])
-        if conv.turned:
-            (_, numbers["top"]), (_, numbers["left"]) = conv.pads(*x.shape[1:3])
-        shape = len(x), numbers["out_height"], numbers["out_width"], conv.spatial_out
+        a = self._call.structure(*x.shape, *x.stride())
+        shape = len(x), a.out_height, a.out_width, a.filters
         out = workspace.take("stem", x, shape)
-        a = _StemArguments(geometry=_Geometry(**numbers), frames=len(x), channels=x.shape[3])
-        a.filters = a.out_step = conv.spatial_out
-        a.out_frame_step = out.stride(0)
-        a.frame_step, a.row_step, a.pixel_step, a.channel_step = x.stride()
-        a.activation = _ACTIVATIONS[conv.activation_name]
-        _set(a, {**self._tensors, "x": x, "out": out})
-        if conv.turned:
-            a.out += (a.out_frame_step - a.out_step) * out.element_size()
-            a.out_step = -a.out_step
-        self._library.stem(a)
+        a.x, a.out = x.data_ptr(), out.data_ptr()
+        if self._conv.turned:
+            a.out -= (a.out_height * a.out_width - 1) * a.out_step * out.element_size()
+        self._call.compute(a)
         return out
+
+    def _fill(
+        self, a: Any, frames: int, height: int, width: int, channels: int, *strides: int
+    ) -> None:
+        conv = self._conv
+        set_geometry(a, conv, height, width)
+        a.frames, a.channels, a.out_step = frames, channels, a.filters
+        a.frame_step, a.row_step, a.pixel_step, a.channel_step = strides
+        a.out_frame_step = a.out_height * a.out_width * a.filters
+        if conv.turned:
+            (_, a.top), (_, a.left) = conv.pads(height, width)
+            a.out_step = -a.filters
 
 
 class MatrixKernel:
@@ -401,11 +304,16 @@ class MatrixKernel:
     def __init__(self, library: Library, block: Pointwise) -> None:
         weight, bias = block.weight, block.constant
         self.library = library
-        self._columns, self._depth = weight.shape
-        self._activation = _ACTIVATIONS[block.activation_name]
         self._activate = block.activation
         self._bias = weight.new_zeros(len(weight)) if bias is None else bias.contiguous()
         self.matrix = laid_out(weight, library.lanes)
+        matrix = {"matrix": self.matrix}
+        outputs, inputs = weight.shape
+        vector = MEMBERS.structures["MatrixVector"](rows=outputs, columns=inputs)
+        self._vector = Call(library, vector, {**matrix, "bias": self._bias}, lambda _: None)
+        pixels = MEMBERS.structures["Pixels"](depth=inputs, columns=outputs)
+        pixels.activation = _ACTIVATIONS[block.activation_name]
+        self._pixels = Call(library, pixels, matrix, self._fill)
 
     @staticmethod
     def fits(library: Library, block: Pointwise) -> bool:
@@ -419,15 +327,17 @@ class MatrixKernel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (rows, out), activated, of (rows, in)."""
-        x, bias = x.contiguous(), self._bias
-        out = x.new_empty(len(x), self._columns)
+        x = x.contiguous()
+        out = x.new_empty(len(x), len(self._bias))
         if len(x) == 1:
             # Threads share the columns.
-            v = _VectorArguments(rows=self._columns, columns=self._depth)
-            _set(v, {"matrix": self.matrix, "x": x, "bias": bias, "out": out})
-            self.library.vector(v)
+            a = self._vector.structure()
+            a.x, a.out = x.data_ptr(), out.data_ptr()
+            self._vector.compute(a)
             return out if self._activate is None else self._activate(out)
-        self._multiply(x, bias, 0, out, (1, 1, len(x)))
+        a = self._pixels.structure(1, 1, len(x), 0, False)
+        a.x, a.start, a.out = x.data_ptr(), self._bias.data_ptr(), out.data_ptr()
+        self._pixels.compute(a)
         return out
 
     def add(self, x: Tensor, gates: Tensor | None, rows: Tensor, run: Run) -> Tensor:
@@ -439,42 +349,23 @@ class MatrixKernel:
             rows: (frames * batch * pixels, out), contiguous.
             run: the pass.
         """
-        shape = run.frames, run.batch, len(x) // (run.frames * run.batch)
+        cells = len(x) // (run.frames * run.batch)
+        by_frame = gates is not None and len(gates) > run.batch
+        a = self._pixels.structure(run.frames, run.batch, cells, rows.shape[1], by_frame)
         # Not in the place of `rows`: the last vector of columns may overlap the one before.
         out = torch.empty_like(rows)
-        self._multiply(x, rows, rows.shape[1], out, shape, gates, run.workspace)
+        a.x, a.start, a.out = x.data_ptr(), rows.data_ptr(), out.data_ptr()
+        if gates is not None:
+            gates = gates.contiguous()
+            scratch = run.workspace.take("scratch", x, (a.threads, self.matrix.numel()))
+            a.gates, a.scratch = gates.data_ptr(), scratch.data_ptr()
+        self._pixels.compute(a)
         return out
 
-    def _multiply(
-        self,
-        x: Tensor,
-        start: Tensor,
-        start_row: int,
-        out: Tensor,
-        shape: tuple[int, int, int],
-        gates: Tensor | None = None,
-        workspace: Workspace | None = None,
-    ) -> None:
-        a = _PixelsArguments(start_row=start_row, depth=self._depth, columns=self._columns)
-        a.frames, a.batch, a.cells = shape
-        a.threads = torch.get_num_threads()
-        a.activation = self._activation
-        tensors = {"x": x, "matrix": self.matrix, "start": start, "out": out}
-        if gates is not None:
-            assert workspace is not None
-            tensors["gates"] = gates.contiguous()
-            a.by_frame = len(gates) > a.batch
-            tensors["scratch"] = workspace.take("scratch", x, (a.threads, self.matrix.numel()))
-        _set(a, tensors)
-        self.library.pixels(a)
-
-
-def _matrix(library: Library, block: Pointwise) -> Tensor:
-    """Return a block's matrix as a library wants it; not a second time if it is there."""
-    product = block.keep(MatrixKernel, lambda: kernel(MatrixKernel, block))
-    if product is not None and product.library.lanes == library.lanes:
-        return product.matrix
-    return laid_out(block.weight, library.lanes)
+    @staticmethod
+    def _fill(a: Any, frames: int, batch: int, cells: int, start_row: int, by_frame: bool) -> None:
+        a.frames, a.batch, a.cells = frames, batch, cells
+        a.start_row, a.by_frame = start_row, by_frame
 
 
 class ClipKernel:
@@ -486,29 +377,13 @@ class ClipKernel:
     """
 
     def __init__(self, library: Library, layer: Layer) -> None:
-        conv, expansion = layer.depthwise, layer.expansion
-        assert expansion.constant is not None
-        assert conv.constant is not None
-        self._library = library
+        conv = layer.depthwise
         self._conv = conv
-        # Named here, because the C++ sees addresses only.
-        self._tensors = {
-            "expansion": _matrix(library, expansion),
-            "expansion_bias": expansion.constant.contiguous(),
-            "cells": torch.stack(conv.cells),
-            "bias": conv.constant.contiguous(),
-        }
-        arguments = _ClipArguments(taps=1 if conv.splits else conv.taps)
-        if conv.splits:
-            assert conv.temporal_matrix is not None
-            assert conv.temporal_constant is not None
-            self._tensors["mix"] = conv.temporal_matrix.contiguous()
-            self._tensors["mix_bias"] = conv.temporal_constant.contiguous()
-            arguments.mixes = conv.taps
-        _set(arguments, self._tensors)
-        arguments.channels, arguments.inputs = expansion.weight.shape
-        arguments.activation = _ACTIVATIONS[conv.activation_name]
-        self._arguments = bytes(arguments)
+        self._lanes = library.lanes
+        structure = MEMBERS.structures["Clip"](taps=1 if conv.splits else conv.taps)
+        structure.activation = _ACTIVATIONS[conv.activation_name]
+        tensors = bottleneck_tensors(structure, layer, library.lanes)
+        self._call = Call(library, structure, tensors, self._fill)
 
     @staticmethod
     def fits(library: Library, layer: Layer) -> bool:
@@ -520,9 +395,9 @@ class ClipKernel:
             MatrixKernel.fits(library, expansion)
             and conv.groups == len(expansion.weight)
             and (over_time or conv.taps == 1)
-            and max(conv.kernel) <= HIGHEST_KERNEL
+            and max(conv.kernel) <= MEMBERS.highest_kernel
             and max(conv.stride) <= 2
-            and conv.taps <= MOST_TAPS
+            and conv.taps <= MEMBERS.most_taps
         )
 
     def __call__(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor]:
@@ -535,21 +410,13 @@ class ClipKernel:
             run: the pass.
         """
         conv = self._conv
-        numbers = geometry(conv, *x.shape[1:3])
-        a = _ClipArguments.from_buffer_copy(self._arguments)
-        a.geometry = _Geometry(**numbers)
-        a.frames, a.batch = run.frames, run.batch
-        a.before, _ = same_padding(run.frames, a.taps, 1)
-        a.threads = torch.get_num_threads()
-        (a.strips, a.segments, a.blocks), a.room = cut_for(
-            *(a.frames, a.batch, a.inputs, a.channels, a.taps, a.mixes),
-            *(tuple(numbers.values()), self._library.lanes, a.threads),
-        )
-        shape = numbers["out_height"], numbers["out_width"], a.channels
+        a = self._call.structure(run.frames, run.batch, *x.shape[1:3])
+        shape = a.out_height, a.out_width, a.channels
         out = run.workspace.take("mixed", x, (len(x), *shape))
         sums = run.workspace.take("sums", x, (a.strips, len(x), a.channels))
         scratch = run.workspace.take("scratch", x, (a.threads, a.room))
-        _set(a, {"x": x, "out": out, "sums": sums, "scratch": scratch})
+        a.x, a.out = x.data_ptr(), out.data_ptr()
+        a.sums, a.scratch = sums.data_ptr(), scratch.data_ptr()
         if conv.splits:
             assert run.state is not None
             held = [frame.contiguous() for frame in run.state.frames[conv.key]]
@@ -558,8 +425,14 @@ class ClipKernel:
             # The C++ names them by how long before the end of the clip they are.
             a.kept[len(held) - len(kept) : len(held)] = [frame.data_ptr() for frame in kept]
             run.new_frames[conv.key] = (*held, *kept)[-len(held) :]
-        self._library.clip(a)
+        self._call.compute(a)
         return out, sums[0]
+
+    def _fill(self, a: Any, frames: int, batch: int, height: int, width: int) -> None:
+        set_geometry(a, self._conv, height, width)
+        a.frames, a.batch = frames, batch
+        a.before, _ = same_padding(frames, a.taps, 1)
+        (a.strips, a.segments, a.blocks), a.room = cut_for(a, self._lanes)
 
 
 class FrameKernel:
@@ -572,36 +445,14 @@ class FrameKernel:
 
     def __init__(self, library: Library, layer: Layer) -> None:
         conv, gate = layer.depthwise, layer.gate
-        assert layer.expansion.constant is not None
-        assert conv.constant is not None
-        self._library = library
-        self._name = layer.name
-        self._conv = conv
-        self._tensors = {
-            "expansion": _matrix(library, layer.expansion),
-            "expansion_bias": layer.expansion.constant.contiguous(),
-            "cells": conv.cells[0],
-            "bias": conv.constant.contiguous(),
-            "projection": laid_out(layer.project.weight, library.lanes),
-        }
-        a = _FrameArguments(outputs=len(layer.project.weight))
-        a.channels, a.inputs = layer.expansion.weight.shape
-        if conv.splits:
-            assert conv.temporal_matrix is not None
-            assert conv.temporal_constant is not None
-            self._tensors["taps"] = conv.temporal_matrix.contiguous()
-            self._tensors["temporal_bias"] = conv.temporal_constant.contiguous()
-            a.frames = conv.taps - 1
-        self._pools = self._encodes = False
-        if gate is not None:
-            self._tensors.update(gate_tensors(gate, library.lanes))
-            a.hidden, a.squeezed = gate.reduce.weight.shape
-            a.spatial, a.whole = gate.spatial, gate.whole
-            a.limit = -1.0 if gate.limit is None else gate.limit
-            self._pools, self._encodes = gate.whole, gate.scale is not None
-        _set(a, self._tensors)
-        self._arguments = bytes(a)
-        self._sizes: dict[tuple[int, ...], bytes] = {}
+        self._name, self._key = layer.name, conv.key
+        self._pools = gate is not None and gate.whole
+        self._encodes = gate is not None and gate.scale is not None
+        structure = MEMBERS.structures["Layer"]()
+        tensors = layer_tensors(structure, layer, library.lanes)
+        self._call = Call(
+            library, structure, tensors, lambda a, *size: set_geometry(a, conv, *size)
+        )
 
     @staticmethod
     def fits(library: Library, layer: Layer) -> bool:
@@ -615,16 +466,6 @@ class FrameKernel:
             and fits_frame(layer, library.lanes)
         )
 
-    def _for_size(self, size: tuple[int, ...]) -> bytes:
-        known = self._sizes.get(size)
-        if known is None:
-            if len(self._sizes) >= _SIZES:
-                self._sizes.clear()
-            a = _FrameArguments.from_buffer_copy(self._arguments)
-            a.geometry = _Geometry(**geometry(self._conv, *size))
-            known = self._sizes[size] = bytes(a)
-        return known
-
     def __call__(self, x: Tensor, residual: Tensor, run: Run) -> Tensor:
         """Return what the layer hands on, as `movinet_port.fast.backends.operations.Staged` does.
 
@@ -633,26 +474,25 @@ class FrameKernel:
             residual: (pixels, out channels), contiguous.
             run: the pass, of one frame of one video.
         """
-        a = _FrameArguments.from_buffer_copy(self._for_size(tuple(x.shape[1:3])))
+        a = self._call.structure(*x.shape[1:3])
         state = run.state
         assert state is not None
-        height, width = a.geometry.out_height, a.geometry.out_width
-        out = x.new_empty(1, height, width, a.outputs)
+        out = x.new_empty(1, a.out_height, a.out_width, a.outputs)
         a.x, a.residual, a.out = x.data_ptr(), residual.data_ptr(), out.data_ptr()
-        if a.frames:
-            held = [frame.contiguous() for frame in state.frames[self._conv.key]]
-            mixed = x.new_empty(1, height, width, a.channels)
+        if a.mixes:
+            held = [frame.contiguous() for frame in state.frames[self._key]]
+            mixed = x.new_empty(1, a.out_height, a.out_width, a.channels)
             a.mixed = mixed.data_ptr()
             for number, frame in enumerate(held):
                 a.held[number] = frame.data_ptr()
-            run.new_frames[self._conv.key] = (*held, mixed)[1:]
+            run.new_frames[self._key] = (*held, mixed)[1:]
         if self._pools:
             pool = state.pools[self._name].contiguous()
             total = run.new_pools[self._name] = torch.empty_like(pool)
             a.pool, a.total, a.part = pool.data_ptr(), total.data_ptr(), run.part_now.data_ptr()
         if self._encodes:
             a.wave = run.waves[self._name].data_ptr()
-        self._library.frame(a)
+        self._call.compute(a)
         return out
 
 
@@ -674,8 +514,19 @@ def average_pool(x: Tensor, out_size: tuple[int, int], top: int, left: int) -> T
         return None
     x = x.contiguous()
     out = x.new_empty(frames, *out_size, channels)
-    space = _Geometry(height, width, *out_size, 3, 3, 2, 2, top, left)
-    a = _PoolArguments(space, frames, channels, torch.get_num_threads())
+    call = _pool_call(library)
+    a = call.structure(frames, channels, height, width, *out_size, top, left)
     a.x, a.out = x.data_ptr(), out.data_ptr()
-    library.pool(a)
+    call.compute(a)
     return out
+
+
+@functools.cache
+def _pool_call(library: Library) -> Call:
+    def fill(a: Any, frames: int, channels: int, *space: int) -> None:
+        a.frames, a.channels = frames, channels
+        a.height, a.width, a.out_height, a.out_width, a.top, a.left = space
+        a.kernel_height = a.kernel_width = 3
+        a.stride_height = a.stride_width = 2
+
+    return Call(library, MEMBERS.structures["Pool"](), {}, fill)

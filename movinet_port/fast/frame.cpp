@@ -5,8 +5,19 @@
 // frame and reads it again in between. Here it is one function, and a row is expanded when the
 // convolution comes to it, and is in the cache then.
 //
-// This becomes part of a package's own code: see native.py, which defines LANES, HIGHEST_KERNEL and
-// MOST_TAPS.
+// Part of the compiled library (extension.cpp) and of packages' own code (package.cpp), which define
+// LANES.
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include "structures.h"
 
 namespace movinet_port {
 namespace {
@@ -25,8 +36,6 @@ using Vector = Lanes<LANES>::Vector;
 constexpr int kRows = LANES == 16 ? 14 : 6, kFewRows = LANES == 16 ? 7 : 2;
 // Pixels of a row that are convolved at a time.
 constexpr int kPixels = LANES == 16 ? 14 : 8;
-
-enum Activation { kNone, kHardSwish, kRelu, kRelu6, kSwish };
 
 INLINE int64_t ceil_divide(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -113,33 +122,6 @@ INLINE Vector gate(Vector x, float limit) {
     x = x > zero ? x : zero;
     return x < zero + limit ? x : zero + limit;
 }
-
-struct Layer {
-    // What comes in, (height, width, inputs), and what is added to what goes out, (out_height,
-    // out_width, outputs).
-    const float *x, *residual;
-    int64_t height, width, inputs, out_height, out_width, outputs;
-    // Expansion, the matrix laid out as `Product` wants it.
-    const float *expansion, *expansion_bias;
-    int64_t channels;
-    // Depthwise convolution over space: (kernel height, kernel width, channels).
-    const float *cells, *bias;
-    int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
-    // And over time, oldest frame first: (frames + 1, channels); `mixed` is the new frame, to be
-    // held. Without it `frames` is 0.
-    const float* held[MOST_TAPS - 1];
-    int64_t frames;
-    const float *taps, *temporal_bias;
-    float *mixed, *convolved;
-    // Squeeze-excitation of vectors of `squeezed` numbers; 0 without one.
-    const float *pool, *part, *wave, *reduce, *reduce_bias, *expand, *expand_bias;
-    int64_t squeezed, hidden, spatial, whole;
-    float limit;  // of the gate; below 0 for a sigmoid
-    float* total;
-    // Projection, laid out as `Product` wants it.
-    const float* projection;
-    float* out;
-};
 
 // A matrix product: out = start + a * b, activated or not. `b` is laid out by vectors of its
 // columns, (vectors, depth, LANES), of which the last may overlap the one before.
@@ -324,7 +306,7 @@ INLINE void convolve(const Layer& l, const float* const* rows, int64_t width, in
             seen += width;
         }
     }
-    float* const to = (l.frames ? l.mixed : l.convolved) + at;
+    float* const to = (l.mixes ? l.mixed : l.convolved) + at;
     Vector all = {};
 #pragma GCC unroll 16
     for (int p = 0; p < pixels; ++p) {
@@ -332,7 +314,7 @@ INLINE void convolve(const Layer& l, const float* const* rows, int64_t width, in
         store(to + p * l.channels, x);
         all += x;
     }
-    if (!l.frames) store(sum, load(sum) + all);
+    if (!l.mixes) store(sum, load(sum) + all);
 }
 
 template <Activation kind, int most>
@@ -367,15 +349,15 @@ inline void convolve_row(const Layer l, Share share, int64_t row, const float* c
 }
 
 // A row of the output, convolved over time and added to the sums of its channels.
-template <Activation kind, int frames>
+template <Activation kind, int mixes>
 inline void finish_row(const Layer l, Share share, int64_t row, float* sums) {
     for (int64_t column = 0; column < l.out_width; ++column) {
         const int64_t pixel = (row * l.out_width + column) * l.channels;
         for_vectors(share.first_channel, share.last_channel, [&](int64_t channel) {
-            const float* tap = l.taps + channel;
-            Vector y = load(l.temporal_bias + channel);
+            const float* tap = l.mix + channel;
+            Vector y = load(l.mix_bias + channel);
 #pragma GCC unroll 8
-            for (int frame = 0; frame < frames; ++frame, tap += l.channels)
+            for (int frame = 0; frame < mixes - 1; ++frame, tap += l.channels)
                 y += load(tap) * load(l.held[frame] + pixel + channel);
             y = activate<kind>(y + load(tap) * load(l.mixed + pixel + channel));
             store(l.convolved + pixel + channel, y);
@@ -387,8 +369,8 @@ inline void finish_row(const Layer l, Share share, int64_t row, float* sums) {
 
 template <Activation kind, int most>
 INLINE void finish_row_of(const Layer& l, Share share, int64_t row, float* sums) {
-    if constexpr (most > 0) {
-        if (l.frames == most) return finish_row<kind, most>(l, share, row, sums);
+    if constexpr (most > 1) {
+        if (l.mixes == most) return finish_row<kind, most>(l, share, row, sums);
         finish_row_of<kind, most - 1>(l, share, row, sums);
     }
 }
@@ -399,7 +381,7 @@ inline void prefetch_row(const Layer& l, Share share, int64_t row) {
     // Rows of whole pixels lie behind one another.
     const bool whole = width == l.channels;
     const int64_t runs = whole ? 1 : l.out_width, size = whole ? l.out_width * width : width;
-    for (int64_t frame = 0; frame < l.frames; ++frame) {
+    for (int64_t frame = 0; frame < l.mixes - 1; ++frame) {
         const float* from = l.held[frame] + row * l.out_width * l.channels + share.first_channel;
         for (int64_t run = 0; run < runs; ++run, from += l.channels)
             for (int64_t at = 0; at < size; at += line) __builtin_prefetch(from + at, 0, 2);
@@ -428,7 +410,7 @@ inline void convolve_share(const Layer& l, Share share, float* rows, float* sums
         const float* seen[HIGHEST_KERNEL];
         for (int64_t i = 0; i < l.kernel_height; ++i) seen[i] = place(first + i);
         convolve_row<kind>(l, share, row, seen, sums);
-        finish_row_of<kind, MOST_TAPS - 1>(l, share, row, sums);
+        finish_row_of<kind, MOST_TAPS>(l, share, row, sums);
     }
 }
 
@@ -560,7 +542,6 @@ INLINE Memory memory_of(int64_t numbers) {
 
 template <Activation kind>
 void compute_layer(Layer l) {
-    const int64_t all = omp_get_max_threads();
     // For each thread what is convolved and then what is gated, the value squeezed, and its sums.
     const int64_t rows = l.kernel_height * padded_width(l) * l.channels;
     const int64_t room = whole_lines(rows > kRows * l.channels ? rows : kRows * l.channels);
@@ -570,12 +551,13 @@ void compute_layer(Layer l) {
     // For all of them the gates, each one's part of their hidden layer, and the frame.
     const int64_t hidden_size = whole_lines(l.hidden), gates_size = whole_lines(l.channels);
     const int64_t frame = whole_lines(l.out_height * l.out_width * l.channels);
-    const Memory memory = memory_of(all * (own + hidden_size) + gates_size + frame);
-    float* const hidden = memory.get() + all * own;
-    float* const gates = hidden + all * hidden_size;
+    const Memory memory = memory_of(l.threads * (own + hidden_size) + gates_size + frame);
+    float* const hidden = memory.get() + l.threads * own;
+    float* const gates = hidden + l.threads * hidden_size;
     l.convolved = gates + gates_size;
+    const float limit = static_cast<float>(l.limit);
     float* const sums = memory.get() + room + squeezed;
-#pragma omp parallel
+#pragma omp parallel num_threads(l.threads)
     {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
         float* const scratch = memory.get() + thread * own;
@@ -602,7 +584,7 @@ void compute_layer(Layer l) {
                             vectors * (thread + 1) / threads, 0, l.hidden,
                             [=, &l](int64_t vector, Vector sum) {
                                 const int64_t at = column_of(vector, l.channels);
-                                store(gates + at, gate(sum + load(l.expand_bias + at), l.limit));
+                                store(gates + at, gate(sum + load(l.expand_bias + at), limit));
                             });
 #pragma omp barrier
         }
@@ -610,35 +592,19 @@ void compute_layer(Layer l) {
     }
 }
 
-// A matrix times a vector, plus `start`; the matrix laid out as `Product` wants it.
-inline void multiply_whole(const float* matrix, const float* x, int64_t depth, const float* start,
-                            int64_t rows, float* out) {
-    const int64_t vectors = ceil_divide(rows, LANES);
-#pragma omp parallel
+void multiply_matrix(const MatrixVector m) {
+    const int64_t vectors = ceil_divide(m.rows, LANES);
+#pragma omp parallel num_threads(m.threads)
     {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-        multiply_vector(matrix, x, depth, vectors * thread / threads,
-                        vectors * (thread + 1) / threads, 0, depth, [=](int64_t vector, Vector sum) {
-                            const int64_t row = column_of(vector, rows);
-                            store(out + row, sum + load(start + row));
+        multiply_vector(m.matrix, m.x, m.columns, vectors * thread / threads,
+                        vectors * (thread + 1) / threads, 0, m.columns,
+                        [=](int64_t vector, Vector sum) {
+                            const int64_t row = column_of(vector, m.rows);
+                            store(m.out + row, sum + load(m.bias + row));
                         });
     }
 }
-
-struct Stem {
-    // What comes in, and from channel to channel, row to row and pixel to pixel; what goes out,
-    // (out_height, out_width, filters).
-    const float* x;
-    int64_t channels, height, width, channel_step, row_step, pixel_step;
-    int64_t out_height, out_width, filters;
-    // Convolution over space: (channels, kernel height, kernel width, filters).
-    const float *cells, *bias;
-    int64_t kernel_height, kernel_width, stride_height, stride_width, top, left;
-    float* out;
-    // From pixel to pixel of what goes out: `filters`, or less than nothing where the frame is turned
-    // by 180 degrees and `out` is its last pixel.
-    int64_t out_step;
-};
 
 // A vector of filters of a few pixels.
 //
@@ -707,8 +673,8 @@ inline void copy_row(const Stem& s, int64_t row, int64_t channel_step, int64_t p
 template <Activation kind, int lanes, int step>
 inline void compute_stem(const Stem s, int64_t channel_step, int64_t pixel_step) {
     const int64_t size = s.channels * padded_width(s), own = whole_lines(s.kernel_height * size);
-    const Memory memory = memory_of(omp_get_max_threads() * own);
-#pragma omp parallel
+    const Memory memory = memory_of(s.threads * own);
+#pragma omp parallel num_threads(s.threads)
     {
         const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
         float* const padded = memory.get() + thread * own;
@@ -756,6 +722,18 @@ inline void compute_stem_of(const Stem& s) {
     }
     if (usual) return compute_stem<kind, lanes, 2>(s, padded_width(s), 1);
     compute_stem<kind, lanes, 0>(s, padded_width(s), 1);
+}
+
+template <Activation kind>
+void compute_stems(Stem s) {
+    for (int64_t frame = 0; frame < s.frames; ++frame) {
+        if (s.filters % LANES)
+            compute_stem_of<kind, LANES / 2>(s);
+        else
+            compute_stem_of<kind, LANES>(s);
+        s.x += s.frame_step;
+        s.out += s.out_frame_step;
+    }
 }
 
 }  // namespace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from movinet_port.errors import MovinetPortError
@@ -69,6 +69,52 @@ def _cannot_write(target: Path, error: OSError) -> MovinetPortError:
         f"cannot write {target}: {reason}; choose a folder that exists, "
         f"is writable and has room, with -o"
     )
+
+
+def check_outputs(
+    outputs: Mapping[str, str | os.PathLike[str] | None],
+    inputs: Iterable[tuple[str, str | os.PathLike[str] | None]],
+) -> None:
+    """Refuse an output that is an input, through links too, or that is another output.
+
+    A SavedModel is the files in its folder, and a TF2 checkpoint those that its prefix stands for.
+    An input that is no file here, a URL say, is none of the outputs.
+
+    Args:
+        outputs: option -> path; None for an option that was not given.
+        inputs: (what it is, such as "the source"; path), likewise.
+
+    Raises:
+        MovinetPortError: nothing may be written there.
+    """
+    given = [(what, Path(path)) for what, path in inputs if path is not None]
+    seen: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        for what, other in given:
+            if any(_same(a, b) for a in _files_of(Path(path)) for b in _files_of(other)):
+                raise MovinetPortError(
+                    f"the output {path} is {what} itself; name another with {option}"
+                )
+        other_option = seen.setdefault(os.path.realpath(path), option)
+        if other_option != option:
+            raise MovinetPortError(f"{other_option} and {option} both name {path}; name two files")
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """Yield what a path may stand for: itself, a SavedModel's files, a TF2 checkpoint's."""
+    yield path
+    if path.is_dir():
+        yield path / "saved_model.pb"
+        path = path / "variables/variables"
+    if path.name:
+        for suffix in (".index", ".data-00000-of-00001"):
+            yield path.with_name(path.name + suffix)
+
+
+def _same(a: Path, b: Path) -> bool:
+    return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
 
 
 def cache_folder() -> Path:

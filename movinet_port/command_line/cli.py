@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 import signal
 import sys
@@ -29,7 +28,7 @@ from movinet_port.command_line.finetune import finetune
 from movinet_port.command_line.parity import parity
 from movinet_port.command_line.predict import predict
 from movinet_port.errors import MismatchError, MovinetPortError, nearest, one_line, printable
-from movinet_port.files import whole_file
+from movinet_port.files import check_outputs, whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, CausalPadding, ConvType, Gate
@@ -209,7 +208,7 @@ def convert(
     if source is None:
         source = _newest(model, mode)
     if output is not None:
-        _check_output(output, suffix, source)
+        _check_output(output, suffix, source, labels_file)
     with quiet(verbose), show_progress() as progress:
         import_tensorflow(verbose)
         conversion = convert_source(
@@ -227,7 +226,7 @@ def convert(
             checkpoint = dataclasses.replace(checkpoint, labels=labels)
         if output is None:
             output = f"movinet_{spec.name}_{spec.mode}.{suffix or 'pt'}"
-            _check_output(output, suffix, source)
+            _check_output(output, suffix, source, labels_file)
         progress(f"writing {output}")
         movinet_port.save(checkpoint, output)
     rows = summaries.identity_rows(conversion)
@@ -298,7 +297,7 @@ class _Tried(Exception):
     pass
 
 
-def _check_output(path: str, suffix: str | None, source: str) -> None:
+def _check_output(path: str, suffix: str | None, source: str, labels: str | None) -> None:
     """Find out before the work what would keep its result from being written."""
     is_safetensors = Path(path).suffix == SAFETENSORS
     if suffix is not None and is_safetensors != (suffix == "safetensors"):
@@ -306,8 +305,7 @@ def _check_output(path: str, suffix: str | None, source: str) -> None:
             f"--format {suffix} and the output {path} contradict each other; a safetensors file "
             f"ends in {SAFETENSORS}, a PyTorch file in anything else"
         )
-    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-        raise MovinetPortError(f"the output {path} is the source itself; name another with -o")
+    check_outputs({"-o": path}, [("the source", source), ("the file of labels", labels)])
     # A file that is not finished leaves nothing behind.
     with contextlib.suppress(_Tried), whole_file(path):
         raise _Tried

@@ -7,6 +7,7 @@ import click
 from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line.options import Size
 from movinet_port.export import ClipShape, export_checkpoint
+from movinet_port.files import check_outputs
 from movinet_port.progress import show_progress
 
 
@@ -25,6 +26,7 @@ def compile_command(
     it; movinet_port.load(FILE) runs it and needs no compiler. Load only what you trust. Compiling
     needs a C++ compiler and takes minutes.
     """
+    check_outputs({"-o": output}, [("the checkpoint", weights)])
     with show_progress() as progress:
         progress("loading the network")
         checkpoint = load_checkpoint(weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import click
@@ -11,8 +10,8 @@ from converters import to_tensorflow
 from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line import summaries
 from movinet_port.command_line.options import Size
-from movinet_port.errors import MovinetPortError
 from movinet_port.export import ClipShape, Exported, Target, export_checkpoint, targets
+from movinet_port.files import check_outputs
 from movinet_port.progress import show_progress
 
 TARGETS: dict[str, Target] = {**targets.TARGETS, **to_tensorflow.TARGETS}
@@ -67,10 +66,7 @@ def export(
     Exit code 0: written. 1: it does not give the network's logits, nothing was written. 2: the
     checkpoint or the output cannot be used.
     """
-    if os.path.exists(output) and os.path.exists(weights) and os.path.samefile(output, weights):
-        raise MovinetPortError(
-            f"the output {output} is the checkpoint itself; name another with -o"
-        )
+    check_outputs({"-o": output}, [("the checkpoint", weights)])
     shape = ClipShape(batch, frames, *(size or (None, None)))
     with show_progress() as progress:
         progress(f"reading {weights}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from movinet_port.errors import MovinetPortError
+from movinet_port.files import check_outputs
 from movinet_port.progress import show_progress
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def finetune(
     from movinet_port import training
     from movinet_port.checkpoint import load_checkpoint
 
+    for name in (training.run.LAST, training.run.BEST, training.run.LOG, training.run.STATE):
+        check_outputs({"-o": out / name}, [("the model to start from", weights)])
     checkpoint = load_checkpoint(weights)
     if clip_frames is not None and not checkpoint.spec.causal:
         raise MovinetPortError(

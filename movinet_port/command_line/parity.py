@@ -22,7 +22,7 @@ from movinet_port.fast import InferenceNetwork
 from movinet_port.fast import optimize as optimised
 from movinet_port.fast.aot import read_package
 from movinet_port.fast.optimize import fold_network
-from movinet_port.files import whole_file
+from movinet_port.files import check_outputs, whole_file
 from movinet_port.loading import load
 from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, Gate, ModelSpec
@@ -134,6 +134,14 @@ def parity(
     given = {field: value for field, value in told.items() if value is not None}
     if clip_source != "random":
         check_clip(clip_source)
+    outputs = {
+        "--report": html,
+        "--json": json_path,
+        "--junit": junit_path,
+        "--save-reference": save_reference,
+    }
+    inputs = [("the source", source), ("the network", weights), ("the input", clip_source)]
+    check_outputs(outputs, inputs)
     if html is not None:
         require_jinja()
     with contextlib.ExitStack() as stack:

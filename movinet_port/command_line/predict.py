@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from movinet_port.errors import MovinetPortError, one_line, printable
+from movinet_port.files import check_outputs
 from movinet_port.progress import show_bar
 
 if TYPE_CHECKING:
@@ -120,6 +121,14 @@ def predict(
     found = find_videos(videos)
     if part is not None:
         found = found[part[0] - 1 :: part[1]]
+    check_outputs(
+        {"--plot": plot, "--annotate": annotate},
+        [
+            *(("the video", video) for video in found),
+            *(("the network", path) for path in weights),
+            ("the file of labels", label_source),
+        ],
+    )
     if (plot is not None or annotate is not None) and len(found) != 1:
         raise PredictError(f"--plot and --annotate draw one video, found {len(found)}")
     predictor = load_predictor(

@@ -71,7 +71,7 @@ COMMANDS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("link.mkv", [False, True], ids=["itself", "link"])
+@pytest.mark.parametrize("link", [False, True], ids=["itself", "link"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_command_writes_over_its_input(
     name: str,

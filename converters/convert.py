@@ -27,7 +27,7 @@ from converters.fetch import Source, open_source
 from converters.graph import Graph
 from converters.graph_evidence import GraphEvidence
 from converters.layouts import to_torch_layout
-from converters.locate import Located, locate_variables
+from converters.locate import Located, Selection, locate_variables
 from converters.recognise import Finding, recognise
 from converters.verify import require, verify_saved_model
 from movinet_port.agreement import Agreement
@@ -51,6 +51,7 @@ class Conversion:
         era: which era of the authors' code the network is from, as `deviations.era` says.
         used: variables of the source that fill the network.
         outside: variables of the source that are no part of the network.
+        averages: where averaged weights are that nothing asked for; empty if there are none.
         verification: the comparison of both sides; None if there was none.
     """
 
@@ -59,6 +60,7 @@ class Conversion:
     era: int
     used: tuple[str, ...]
     outside: tuple[str, ...]
+    averages: str
     verification: Agreement | None
 
 
@@ -72,6 +74,9 @@ def convert_source(
     *,
     model: str | None = None,
     mode: str | None = None,
+    root: str | None = None,
+    ema: bool = False,
+    ignore: Sequence[str] = (),
     verify: bool = True,
     progress: Progress = lambda activity: None,
     **given: Any,
@@ -84,6 +89,10 @@ def convert_source(
             file of the first PyTorch port.
         model: "a0" to "a5" or "t0": fail if the source is another network.
         mode: "base" or "stream": fail if the source is the other one.
+        root: what the names of the network's variables start with, in a file of several networks.
+        ema: take the moving averages of the weights that training kept.
+        ignore: names of variables that are no part of the network and may be left out; ``*``
+            stands for anything.
         verify: run both sides on a random clip and compare, where the source has a graph.
         progress: called with a line of text when a step begins.
         **given: fields of `ModelSpec` that weights cannot tell (``gate``, ``causal_padding``,
@@ -102,7 +111,8 @@ def convert_source(
         has_graph = CONTAINERS[opened.kind].graph is not None
         if mode is not None and not has_graph:
             given = {**given, "causal": mode == "stream"}
-        conversion = _convert_opened(opened, given, progress)
+        selection = Selection(root, ema, tuple(ignore))
+        conversion = _convert_opened(opened, given, progress, selection)
         _check_identity(conversion.checkpoint.spec, model, mode)
         if verify and has_graph:
             progress("running both sides on a random clip")
@@ -126,11 +136,16 @@ def _naming(source: Source) -> Iterator[None]:
         raise type(error)(f"{where}: {text}") from error
 
 
-def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress) -> Conversion:
+def _convert_opened(
+    source: Source,
+    given: Mapping[str, Any],
+    progress: Progress,
+    selection: Selection | None = None,
+) -> Conversion:
     container = CONTAINERS[source.kind]
     progress("reading variables")
     found = container.read(source.path)
-    located = locate_variables(found)
+    located = locate_variables(found, selection)
     evidence = None
     if container.graph is not None:
         progress("reading the graph")
@@ -139,7 +154,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
         located,
         evidence,
         given,
-        stated=found.stated,
+        stated={**found.stated, **located.stated()},
         published=find_handle(source.provenance["source"]),
     )
     progress("converting weights")
@@ -159,6 +174,7 @@ def _convert_opened(source: Source, given: Mapping[str, Any], progress: Progress
         era=era(recognition.spec, located.has_short_names(), located.has_later_names()),
         used=tuple(variable.path for variable in located.parameters.values()),
         outside=tuple(variable.path for variable in located.outside),
+        averages=located.averages,
         verification=None,
     )
 

@@ -12,11 +12,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from converters.layouts import Layout
 from movinet_port.spec import layer_name
+
+# Field of `ModelSpec` -> (value, where it was read).
+Stated = Mapping[str, tuple[Any, str]]
 
 
 class Place(NamedTuple):
@@ -44,6 +47,9 @@ class Dialect:
         separator: between the parts of a name.
         ignored: parts of a name that say nothing.
         layout: of the kernels.
+        inside: what of an owner lies in the network; the rest says which network of the file it is.
+        tells: fields of `ModelSpec` that follow from shapes, where only this dialect's code makes
+            them: canonical parameter -> (shape in the file, name there) to field -> (value, name).
     """
 
     title: str
@@ -53,6 +59,8 @@ class Dialect:
     separator: str = "/"
     ignored: re.Pattern[str] | None = None
     layout: Layout = "tensorflow"
+    inside: re.Pattern[str] | None = None
+    tells: Callable[[Mapping[str, tuple[Sequence[int], str]]], Stated] = lambda shapes: {}
 
     def locate(self, name: str) -> Place | None:
         """Return where the variable of this name goes, or None if it is not one of a MoViNet."""
@@ -243,8 +251,33 @@ KERAS_3 = Dialect(
     },
 )
 
+
+def _told_by_first_port(shapes: Mapping[str, tuple[Sequence[int], str]]) -> Stated:
+    """Return what follows from the first port's constructor.
+
+    It doubles what the squeeze-excitation takes where the network is causal, and has the published
+    stream models' activation and gate exactly where kernels are 2-D.
+    """
+    stated: dict[str, tuple[Any, str]] = {}
+    for name, (shape, where) in shapes.items():
+        layer, inner, _ = name.partition(".squeeze_excitation.reduce.conv.weight")
+        depthwise = shapes.get(f"{layer}.depthwise.conv.weight")
+        if inner and depthwise is not None and len(shape) > 1:
+            doubled = shape[1] == 2 * depthwise[0][0]
+            stated["causal"] = (doubled, where)
+            if not doubled:
+                stated["se_type"] = ("3d", where)
+            flat = len(depthwise[0]) == 4
+            stated["activation"] = ("hard_swish" if flat else "swish", depthwise[1])
+            stated["gate"] = ("hard_sigmoid_keras" if flat else "sigmoid", depthwise[1])
+            break
+    return stated
+
+
 # State dicts of the first PyTorch port, Atze00/MoViNet-pytorch. Base models have 3-D convolutions,
-# stream models 2-D ones. What comes before ("module." of a DataParallel) does not matter.
+# stream models 2-D ones. What comes before ("module." of a DataParallel) says which network of the
+# file it is. Who fine-tunes puts a convolution or a linear layer in the place of the last one,
+# alone or in an nn.Sequential.
 FIRST_PORT = Dialect(
     title="first PyTorch port's state dict",
     modules={
@@ -275,17 +308,31 @@ FIRST_PORT = Dialect(
         )
         for leaf in leaves
     },
-    scalars={"alpha": ("rezero", "scale")},
+    scalars={
+        "alpha": ("rezero", "scale"),
+        "classifier.0.weight": ("classifier.hidden", "conv.weight"),
+        "classifier.0.bias": ("classifier.hidden", "conv.bias"),
+        "classifier.3.weight": ("classifier.output", "conv.weight"),
+        "classifier.3.bias": ("classifier.output", "conv.bias"),
+    },
     separator=".",
+    ignored=re.compile(r"(?<=classifier\.[03])\.\d+(?=\.)"),
     layout="torch",
+    inside=re.compile(r"(^|\.)blocks\.b\d+_l\d+$"),
+    tells=_told_by_first_port,
 )
 
-# Names of what a file may hold beside the network.
+# Names of what a file may hold beside the network: an optimizer's, metrics', and counters.
 NOT_NETWORK = re.compile(
     r"(^|/)(save_counter|global_step|keras_api/metrics/|metrics/|_?optimizer(/|$)|"
     r"keras_api/optimizer|\.OPTIMIZER_SLOT/|optimizer_weights/)|"
-    r"(^|/)(train_loss|train_metrics|validation_loss|validation_metrics)/"
+    r"(^|/)(train_loss|train_metrics|validation_loss|validation_metrics)/|"
+    r"(^|\.)(\w*optim\w*|\w*scheduler\w*|\w*scaler|loops|callbacks)\.|"
+    r"(^|[./])(decay|learning_rate|momentum|beta_[12]|rho|epsilon)$"
 )
+
+# Networks of averaged weights, by what their names start with.
+AVERAGED = re.compile(r"(^|[._/])(ema|swa|averaged?|shadow)(?![a-z])", re.IGNORECASE)
 
 # Batch normalisations of 2-D convolutions, as tf-models-official 2.8 and later name them.
 LATER_NAMES = re.compile(r"/(conv2d/bn|_conv/_batch_norm_op)/")

@@ -16,23 +16,26 @@ Layout = Literal["tensorflow", "torch"]
 #   Conv3D, depthwise as groups too   (frames, height, width, in / groups, out)
 #   Conv2D                            (height, width, in, out)
 #   DepthwiseConv2D                   (height, width, channels, 1)
-#   PyTorch's, 3-D and 2-D            as it should be, but for the axis that 2-D kernels lack
+#   Dense                             (in, out)
+#   PyTorch's, 3-D, 2-D and linear    as it should be, but for the axes that are lacking
 # A temporal convolution over reshaped frames has its frames where Conv2D has the height.
 _AXES: dict[str, tuple[int, ...]] = {
     "conv3d": (4, 3, 0, 1, 2),
     "conv2d": (3, 2, 0, 1),
     "depthwise_conv2d": (2, 3, 0, 1),
+    "dense": (1, 0),
     "torch_conv3d": (0, 1, 2, 3, 4),
     "torch_conv2d": (0, 1, 2, 3),
+    "torch_linear": (0, 1),
 }
 
 
 def kernel_layout(layout: Layout, parameter: str, rank: int) -> str:
     """Return the key in the table of axes of a kernel of this rank, by what it is for."""
     if layout == "torch":
-        return "torch_conv3d" if rank == 5 else "torch_conv2d"
-    if rank == 5:
-        return "conv3d"
+        return {5: "torch_conv3d", 2: "torch_linear"}.get(rank, "torch_conv2d")
+    if rank in (5, 2):
+        return "conv3d" if rank == 5 else "dense"
     # All that the authors' code makes of a depthwise convolution in 2-D is DepthwiseConv2D.
     return "depthwise_conv2d" if "depthwise." in parameter else "conv2d"
 
@@ -50,7 +53,9 @@ def torch_shape(layout: Layout, parameter: str, shape: Sequence[int]) -> tuple[i
     if len(axes) != len(shape):
         return None
     permuted = [shape[axis] for axis in axes]
-    if len(axes) == 4:
+    if len(axes) == 2:
+        permuted += [1, 1, 1]
+    elif len(axes) == 4:
         # Insert the axis that a 2-D kernel lacks: height of one or frames of one.
         permuted[2:] = (
             [permuted[2], permuted[3], 1] if "temporal" in parameter else [1, *permuted[2:]]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 
 from converters import dialects
 from converters.containers.variables import SourceVariables, Variable
@@ -21,11 +21,18 @@ class Located:
         parameters: canonical parameter or buffer -> the variable that fills it.
         outside: variables that are no part of the network (optimizer, metrics, counters).
         dialect: how the source spells them.
+        averages: what the names of averaged weights start with, if there are any that nothing
+            asked for; else empty.
     """
 
     parameters: Mapping[str, Variable]
     outside: tuple[Variable, ...]
     dialect: dialects.Dialect = dialects.OBJECT_PATH
+    averages: str = ""
+
+    def stated(self) -> dialects.Stated:
+        """Return what the shapes state of the code that wrote them."""
+        return self.dialect.tells({p: (v.shape, v.path) for p, v in self.parameters.items()})
 
     def shape(self, parameter: str) -> tuple[int, ...]:
         """Return a parameter's shape in PyTorch's layout.
@@ -61,22 +68,108 @@ class Located:
         )
 
 
-def locate_variables(source: SourceVariables) -> Located:
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which of a file's variables are wanted.
+
+    Attributes:
+        root: what the names of the network's variables start with, in a file of several networks.
+        averages: take the moving averages of the weights that training kept, where there are any.
+        ignore: names of variables to leave out; ``*`` stands for anything.
+    """
+
+    root: str | None = None
+    averages: bool = False
+    ignore: tuple[str, ...] = ()
+
+
+Placed = tuple[Variable, dialects.Place]
+
+
+def locate_variables(source: SourceVariables, selection: Selection | None = None) -> Located:
     """Find out which parameter of the network each variable fills.
 
     Raises:
         ConversionError: the source is no MoViNet; a variable is unknown; two variables claim one
             parameter; a layer's place in the network cannot be told; or there is no classifier.
     """
-    variables = source.variables
-    placed = [(variable, source.dialect.locate(variable.path)) for variable in variables]
+    selection = selection or Selection()
+    variables: list[Variable] = []
+    outside: list[Variable] = []
+    for variable in source.variables:
+        (variables if _selected(variable, source, selection) else outside).append(variable)
+    places = [(variable, source.dialect.locate(variable.path)) for variable in variables]
+    placed = [(variable, place) for variable, place in places if place is not None]
+    unplaced = [variable for variable, place in places if place is None]
+    if not placed:
+        raise ConversionError(
+            f"no MoViNet: none of its {len(variables)} variables is one of a MoViNet; found "
+            f"{listing([str(v) for v in variables], 3) or 'nothing'}"
+        )
+    networks = _networks(placed, source.dialect)
+    averaged = [root for root in networks if dialects.AVERAGED.search(root)]
+    plain = [root for root in networks if root not in averaged]
+    if selection.averages and not averaged:
+        raise ConversionError("it has no averaged weights; leave --ema out")
+    parameters = _parameters(
+        source, [item for root in plain or averaged for item in networks[root]]
+    )
+    if selection.averages:
+        parameters |= _parameters(source, [item for root in averaged for item in networks[root]])
+    used = {id(variable) for variable in parameters.values()}
+    others = [root for root in averaged if plain]
+    outside += [v for v, _ in placed if id(v) not in used]
+    unknown: list[Variable] = []
+    for variable in unplaced:
+        beside = variable.path.startswith(tuple(f"{r}{source.dialect.separator}" for r in others))
+        known = beside or dialects.NOT_NETWORK.search(variable.path) or _is_counter(variable)
+        (outside if known else unknown).append(variable)
+    if unknown:
+        raise ConversionError(
+            f"{len(unknown)} of {len(variables)} variables are none of a MoViNet: "
+            f"{listing([str(v) for v in unknown])}; --ignore PATTERN leaves out what is no part of "
+            f"the network"
+        )
+    if not any(parameter.startswith("classifier.") for parameter in parameters):
+        raise ConversionError(
+            f"a backbone without a classifier: it has {len(parameters)} variables of a MoViNet, "
+            f"none of them the classifier's; give the file that the whole model was saved to"
+        )
+    unused = "" if selection.averages else ", ".join(others)
+    return Located(parameters, tuple(outside), source.dialect, unused)
+
+
+def _selected(variable: Variable, source: SourceVariables, selection: Selection) -> bool:
+    names = [name for name in (variable.path, variable.full_name) if name]
+    if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in selection.ignore):
+        return False
+    start = f"{selection.root}{source.dialect.separator}"
+    return selection.root is None or any(name.startswith(start) for name in names)
+
+
+def _is_counter(variable: Variable) -> bool:
+    """Whether a variable is a single whole number or truth value: no weight is."""
+    return variable.shape == () and not variable.dtype.startswith(("float", "bfloat"))
+
+
+def _networks(placed: Iterable[Placed], dialect: dialects.Dialect) -> dict[str, list[Placed]]:
+    """Return the variables of each network of a file: what its names start with -> variables."""
+    networks: dict[str, list[Placed]] = {}
+    for variable, place in placed:
+        root = "" if dialect.inside is None else dialect.inside.sub("", place.owner)
+        networks.setdefault(root, []).append((variable, place))
+    return networks
+
+
+def _joined(networks: Mapping[str, list[Placed]], roots: Iterable[str]) -> list[Placed]:
+    return [item for root in roots for item in networks[root]]
+
+
+def _parameters(source: SourceVariables, placed: Sequence[Placed]) -> dict[str, Variable]:
+    """Return canonical parameter -> the variable that fills it."""
     layers = _layers_of_owners(placed, source.layers)
     parameters: dict[str, Variable] = {}
-    unplaced: list[Variable] = []
     for variable, place in placed:
-        if place is None:
-            unplaced.append(variable)
-            continue
         module = place.module
         if module not in dialects.UNIQUE_MODULES:
             module = f"{layers[place.owner]}.{module}"
@@ -84,56 +177,19 @@ def locate_variables(source: SourceVariables) -> Located:
         if parameter in parameters:
             raise ConversionError(
                 f"variables {parameters[parameter]} and {variable} both are {parameter}; "
-                f"expected one"
+                f"expected one: --root NAME takes the variables whose names start with it, "
+                f"in a file of several networks"
             )
         parameters[parameter] = variable
-    if not parameters:
-        raise ConversionError(
-            f"no MoViNet: none of its {len(variables)} variables is one of a MoViNet; found "
-            f"{listing([str(v) for v in variables], 3) or 'nothing'}"
-        )
-    roots = _roots(parameters.values())
-    outside = [v for v in unplaced if dialects.NOT_NETWORK.search(v.path) or _is_beside(v, roots)]
-    unknown = [variable for variable in unplaced if variable not in outside]
-    if unknown:
-        raise ConversionError(
-            f"{len(unknown)} of {len(variables)} variables are none of a MoViNet: "
-            f"{listing([str(v) for v in unknown])}"
-        )
-    if not any(parameter.startswith("classifier.") for parameter in parameters):
-        raise ConversionError(
-            f"a backbone without a classifier: it has {len(parameters)} variables of a MoViNet, "
-            f"none of them the classifier's; give the file that the whole model was saved to"
-        )
-    return Located(parameters, tuple(outside), source.dialect)
+    return parameters
 
 
-def _roots(variables: Iterable[Variable]) -> frozenset[str]:
-    """Return the names under which a checkpoint's root holds the network, such as "model".
-
-    It is empty if the root is the network itself.
-    """
-    roots = frozenset(variable.path.partition("/")[0] for variable in variables)
-    return frozenset() if any(_PART_OF_MODEL.match(root) for root in roots) else roots
-
-
-_PART_OF_MODEL = re.compile(r"layer_with_weights-\d+$|layer-\d+$|_|keras_api$")
-
-
-def _is_beside(variable: Variable, roots: frozenset[str]) -> bool:
-    """Whether a checkpoint keeps a variable beside the network, not in it."""
-    root, slash, _ = variable.path.partition("/")
-    return bool(roots) and root not in roots and (bool(slash) or "." not in root)
-
-
-def _layers_of_owners(
-    placed: Iterable[tuple[Variable, dialects.Place | None]], known: Mapping[str, str]
-) -> dict[str, str]:
+def _layers_of_owners(placed: Iterable[Placed], known: Mapping[str, str]) -> dict[str, str]:
     """Return the canonical layer of each object that holds a bottleneck layer's variables."""
     said: dict[str, set[str]] = {}
     witnesses: dict[str, Variable] = {}
     for variable, place in placed:
-        if place is not None and place.module not in dialects.UNIQUE_MODULES:
+        if place.module not in dialects.UNIQUE_MODULES:
             layer = known.get(place.owner) or dialects.layer_of(variable.full_name or variable.path)
             said.setdefault(place.owner, set()).update([layer] if layer else [])
             witnesses.setdefault(place.owner, variable)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from converters.dialects import FIRST_PORT
 from converters.errors import ConversionError
 from converters.graph_evidence import ConvolutionEvidence, GraphEvidence
 from converters.layouts import is_kernel
@@ -221,10 +222,12 @@ class _Recogniser:
         return frames, height, width
 
     def _find_conv_type(self) -> None:
+        self.located.shape("stem.conv.weight")
         kernels = {
             parameter: variable
             for parameter, variable in self.located.parameters.items()
-            if is_kernel(parameter)
+            # A new last layer may be of either sort: on the pooled cell they are the same.
+            if is_kernel(parameter) and not parameter.startswith("classifier.")
         }
         flat = [p for p, v in kernels.items() if len(v.shape) == 4]
         split = [p for p in kernels if p.endswith("temporal_conv.weight")]
@@ -399,6 +402,14 @@ class _Recogniser:
         self.findings["strides"] = Finding(
             "strides", f"(1, 2, 2) in {', '.join(strided)}", "assumed", "the family's rule"
         )
+        if self.located.dialect is FIRST_PORT:
+            self.findings["tf_like"] = Finding(
+                "tf_like",
+                True,
+                "assumed",
+                "weights do not tell how that port pads; what it built "
+                "with tf_like=False, its default, pads otherwise and is not what this gives",
+            )
 
     def _strides(self, module: str, rule: Triple, evidence: Mapping[str, Any]) -> Triple:
         found = evidence.get(f"{module}.conv.weight")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,25 @@ from converters.containers.variables import SourceVariables, Variable
 from converters.dialects import FIRST_PORT
 from converters.errors import ConversionError
 
-# Keys under which training scripts keep a state dict beside other things.
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+# How PyTorch before 1.6 begins a file: a number, pickled.
+_OLD_FORMAT = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+# What torch.nn.utils.prune makes of a parameter: its value before, and what is kept of it.
+_UNPRUNED, _MASK = "_orig", "_mask"
 
 
 def find_state_dict(path: Path) -> Path | None:
-    """Return `path` if it is a zip archive that ``torch.save`` wrote."""
-    saved = any(member.endswith("/data.pkl") for member in members_of_zip(path))
-    return path if saved else None
+    """Return `path` if ``torch.save`` wrote it, whatever its name."""
+    if any(member.endswith("/data.pkl") for member in members_of_zip(path)):
+        return path
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return path if _OLD_FORMAT in file.read(2 * len(_OLD_FORMAT)) else None
 
 
 def read_state_dict(path: Path) -> SourceVariables:
-    """List the tensors of a state dict that ``torch.save`` wrote.
+    """List the tensors that ``torch.save`` wrote, however deep in dicts and lists.
 
     Nothing in the file is executed: it is loaded with ``weights_only=True``.
 
@@ -47,21 +54,58 @@ def read_state_dict(path: Path) -> SourceVariables:
         raise ConversionError(
             f"{path}: is converted already; movinet_port.load({path.name!r}) gives the network"
         )
-    while wrapper := _wrapper(content):
-        content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in _leaves(content):
+        if _is_plain(value):
+            tensors[name] = value
+        elif isinstance(value, torch.Tensor) or FIRST_PORT.locate(name) is not None:
+            raise ConversionError(
+                f"{path}: {name!r} is {_described(value)}, expected a plain tensor: "
+                f"save model.state_dict()"
+            )
+    if not tensors:
         raise ConversionError(
             f"{path}: holds {type(content).__name__}, expected a state dict: names and tensors"
         )
-    for name, tensor in content.items():
-        if not _is_plain(tensor):
-            raise ConversionError(
-                f"{path}: {name!r} is {_described(tensor)}, expected a plain tensor: "
-                f"save model.state_dict()"
-            )
-    return SourceVariables(
-        [_variable(str(name), tensor) for name, tensor in content.items()], FIRST_PORT
-    )
+    pruned = _pruned(path, tensors)
+    return SourceVariables([_variable(*item) for item in pruned.items()], FIRST_PORT)
+
+
+def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what dicts and lists hold in the end; its name is what led there, with dots."""
+    pending = [("", content)]
+    seen: set[int] = set()
+    while pending:
+        name, value = pending.pop()
+        items: Iterable[tuple[Any, Any]]
+        if isinstance(value, Mapping):
+            items = value.items()
+        elif isinstance(value, (list, tuple)):
+            items = enumerate(value)
+        else:
+            yield name, value
+            continue
+        # A file may hold one dict under two names, or in itself.
+        if id(value) not in seen:
+            seen.add(id(value))
+            children = [(f"{name}.{key}".lstrip("."), child) for key, child in items]
+            pending += reversed(children)
+
+
+def _pruned(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors with what was pruned multiplied out."""
+    found = dict(tensors)
+    for name in tensors:
+        parameter = name.removesuffix(_UNPRUNED)
+        mask = f"{parameter}{_MASK}"
+        if parameter != name and mask in tensors:
+            if tensors[mask].shape != tensors[name].shape:
+                raise ConversionError(
+                    f"{path}: {mask} is {tuple(tensors[mask].shape)} and {name} "
+                    f"{tuple(tensors[name].shape)}; expected one shape"
+                )
+            found[parameter] = found.pop(name) * found.pop(mask)
+    return found
 
 
 def _check_sums(path: Path) -> None:
@@ -74,12 +118,6 @@ def _check_sums(path: Path) -> None:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} fails")
-
-
-def _wrapper(content: Any) -> str | None:
-    if not isinstance(content, Mapping):
-        return None
-    return next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
 
 
 def _is_plain(tensor: Any) -> bool:

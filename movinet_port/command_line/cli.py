@@ -156,6 +156,19 @@ def main() -> None:
     help="2plus1d or 3d_2plus1d: the same function, run with 2-D or with 3-D kernels.",
 )
 @click.option(
+    "--root",
+    metavar="NAME",
+    help="In a file of several networks: what the names of the wanted one's variables start with.",
+)
+@click.option("--ema", is_flag=True, help="Take the averaged weights that training kept.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out the variables of this name, which are no part of the network; * stands for "
+    "anything. May be given more than once.",
+)
+@click.option(
     "--labels",
     "labels_file",
     type=click.Path(exists=True, dir_okay=False),
@@ -182,6 +195,9 @@ def convert(
     padding: str | None,
     activation: str | None,
     conv_type: str | None,
+    root: str | None,
+    ema: bool,
+    ignore: tuple[str, ...],
     labels_file: str | None,
     whole_catalogue: bool,
     out: str | None,
@@ -215,6 +231,9 @@ def convert(
             source,
             model=model,
             mode=mode,
+            root=root,
+            ema=ema,
+            ignore=ignore,
             verify=not no_verify,
             progress=progress,
             **{field: value for field, value in given.items() if value is not None},

@@ -21,12 +21,14 @@ def identity_rows(conversion: Conversion) -> Rows:
         for name, tensor in checkpoint.state_dict.items()
         if not name.rpartition(".")[2].startswith(("running_", "num_batches"))
     )
+    averages = f"{conversion.averages}, not taken; --ema takes them"
     return [
         ("source", str(checkpoint.provenance["source"])),
         ("network", f"{spec.name} {spec.mode}, era {conversion.era}"),
         ("classes", str(spec.num_classes)),
         ("parameters", f"{trained:,} in {len(conversion.used)} variables, every one used once"),
         ("left out", listing(list(conversion.outside)) or "nothing"),
+        *([("averages", averages)] if conversion.averages else []),
     ]
 
 

@@ -1,0 +1,265 @@
+"""Files as people save them: what they put around a network, and what they leave of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import containers
+import pytest
+import torch
+from torch import Tensor, nn
+
+from converters import ConversionError, convert_source
+from movinet_port import ModelSpec
+
+Spec = Callable[..., ModelSpec]
+StateDict = dict[str, Tensor]
+
+
+def convert(path: Path, **options: Any) -> Any:
+    return convert_source(path, verify=False, **options)
+
+
+def refusal(path: Path, **options: Any) -> str:
+    """The one line that a user reads."""
+    with pytest.raises(ConversionError) as caught:
+        convert(path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same(found: StateDict, wanted: StateDict) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+# The first PyTorch port ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Callable[[ModelSpec], StateDict]:
+    def state_dict(spec: ModelSpec, seed: int = 0) -> StateDict:
+        variables = containers.records(spec, seed)
+        path = containers.write_first_port(variables, tmp_path / "port.pth")
+        content: StateDict = torch.load(path)
+        return content
+
+    return state_dict
+
+
+def saved(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+HIDDEN = "classifier.0.conv_1.conv3d.weight"
+
+
+def last_layers(hidden: int) -> dict[str, nn.Module]:
+    """What fine-tuning puts in the place of ``model.classifier[3]``."""
+    own = nn.Module()
+    own.add_module("conv_1", nn.ModuleDict({"conv3d": nn.Conv3d(hidden, 7, 1)}))
+    return {
+        "conv3d": nn.Conv3d(hidden, 7, (1, 1, 1)),
+        "conv2d": nn.Conv2d(hidden, 7, 1),
+        "linear": nn.Linear(hidden, 7),
+        "sequential": nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(hidden, 7)),
+        "own-block": own,
+        "own-block-in-sequential": nn.Sequential(own),
+    }
+
+
+@pytest.mark.parametrize("mode", ["base", "stream"])
+@pytest.mark.parametrize("kind", list(last_layers(1)))
+def test_new_last_layer_is_read(
+    kind: str, mode: str, mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    spec = mini_spec(mode)
+    content = {k: v for k, v in port(spec).items() if not k.startswith("classifier.3.")}
+    layer = last_layers(spec.head.head_filters)[kind]
+    parameters = layer.state_dict(prefix="classifier.3.")
+    wanted = containers.state_dict(containers.records(spec.replace(num_classes=7)))
+    weight, bias = parameters.values()
+    wanted["classifier.output.conv.weight"] = weight.reshape(7, -1, 1, 1, 1)
+    wanted["classifier.output.conv.bias"] = bias
+    checkpoint = convert(saved({**content, **parameters}, tmp_path / "x.pth")).checkpoint
+    assert checkpoint.spec == spec.replace(num_classes=7)
+    assert same(checkpoint.state_dict, wanted)
+
+
+def test_two_new_last_layers_are_refused(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    spec = mini_spec()
+    content = {k: v for k, v in port(spec).items() if not k.startswith("classifier.3.")}
+    head = nn.Sequential(nn.Linear(spec.head.head_filters, 9), nn.ReLU(), nn.Linear(9, 7))
+    content |= head.state_dict(prefix="classifier.3.")
+    text = refusal(saved(content, tmp_path / "x.pth"))
+    assert "classifier.3.0.weight and classifier.3.2.weight both are classifier.output" in text
+
+
+def averaged(content: StateDict) -> StateDict:
+    return {k: v / 2 if v.is_floating_point() else v for k, v in content.items()}
+
+
+WRAPPERS: dict[str, Callable[[StateDict], Any]] = {
+    "net": lambda s: {"net": s, "acc": 91.5, "epoch": 3},
+    "weights": lambda s: {"weights": s},
+    "model_state_dict": lambda s: {"model_state_dict": s, "loss": torch.tensor(1)},
+    "nested": lambda s: {"checkpoint": {"state_dict": s}, "args": {"lr": 0.1, "tags": ["a"]}},
+    "in a list": lambda s: [s, 3],
+    "module": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "lightning": lambda s: {
+        "state_dict": {f"model.{k}": v for k, v in s.items()},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(1.0)}}}],
+        "lr_schedulers": [{"last_epoch": 3}],
+        "callbacks": {"checkpoint": {"best_model_score": torch.tensor(0.5)}},
+    },
+    "optimizer": lambda s: {
+        "model": s,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+        "lr_scheduler": {"_last_lr": [0.1]},
+        "scaler": {"scale": 65536.0},
+    },
+    "averaged besides": lambda s: {"model": s, "model_ema": averaged(s)},
+    "averaged model": lambda s: {
+        **{f"module.{k}": v for k, v in s.items()},
+        "n_averaged": torch.tensor(4),
+    },
+}
+
+
+@pytest.mark.parametrize("wrapper", list(WRAPPERS))
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".pth.tar", ""])
+def test_state_dict_is_found_in_what_is_around_it(
+    wrapper: str, suffix: str, mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    path = saved(WRAPPERS[wrapper](port(mini_spec())), tmp_path / f"x{suffix}")
+    conversion = convert(path)
+    wanted = containers.state_dict(containers.records(mini_spec()))
+    assert same(conversion.checkpoint.state_dict, wanted)
+    assert conversion.averages == ("model_ema" if wrapper == "averaged besides" else "")
+
+
+def test_averaged_network_is_taken_when_asked_for(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    content = port(mini_spec())
+    path = saved({"model": content, "model_ema": {"module": averaged(content)}}, tmp_path / "x.pth")
+    wanted = averaged(containers.state_dict(containers.records(mini_spec())))
+    for chosen in ({"ema": True}, {"root": "model_ema"}, {"root": "model_ema.module"}):
+        conversion = convert(path, **chosen)
+        assert same(conversion.checkpoint.state_dict, wanted)
+        assert not conversion.averages
+    plain = saved(content, tmp_path / "y.pth")
+    assert "it has no averaged weights; leave --ema out" in refusal(plain, ema=True)
+
+
+def test_averages_of_some_weights_leave_the_others_as_they_are(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    content = port(mini_spec())
+    shadow = {k: v for k, v in averaged(content).items() if "running" not in k}
+    path = saved({"state_dict": content, "ema": {"shadow": shadow}}, tmp_path / "x.pth")
+    found = convert(path, ema=True).checkpoint.state_dict
+    plain = containers.state_dict(containers.records(mini_spec()))
+    assert torch.equal(found["stem.conv.weight"], plain["stem.conv.weight"] / 2)
+    assert torch.equal(found["stem.norm.running_var"], plain["stem.norm.running_var"])
+
+
+def test_one_of_two_networks_is_taken_by_its_root(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    streams = {"rgb": port(mini_spec(), 0), "flow": port(mini_spec(), 1)}
+    content = {f"{root}.{k}": v for root, state in streams.items() for k, v in state.items()}
+    path = saved(content, tmp_path / "x.pth")
+    text = refusal(path)
+    assert "rgb.conv1.conv_1.conv3d.weight and flow.conv1.conv_1.conv3d.weight both are" in text
+    assert "--root NAME" in text
+    for seed, root in enumerate(streams):
+        wanted = containers.state_dict(containers.records(mini_spec(), seed))
+        assert same(convert(path, root=root).checkpoint.state_dict, wanted)
+    assert "no MoViNet" in refusal(path, root="audio")
+
+
+def test_pruned_weights_are_multiplied_out(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    from torch.nn.utils import prune
+
+    content = port(mini_spec())
+    name = "blocks.b1_l0.project.conv_1.conv3d"
+    layer = nn.Conv3d(1, 1, 1)
+    layer.weight = nn.Parameter(content.pop(f"{name}.weight"))
+    prune.l1_unstructured(layer, "weight", 0.5)
+    pruned = {f"{name}.{k}": v for k, v in layer.state_dict().items() if k != "bias"}
+    assert set(pruned) == {f"{name}.weight_orig", f"{name}.weight_mask"}
+    found = convert(saved({**content, **pruned}, tmp_path / "x.pth")).checkpoint.state_dict
+    assert torch.equal(found["block1_layer0.projection.conv.weight"], layer.weight)
+    assert 0 < (layer.weight == 0).sum() < layer.weight.numel()
+    pruned[f"{name}.weight_mask"] = torch.ones(3)
+    text = refusal(saved({**content, **pruned}, tmp_path / "y.pth"))
+    assert f"{name}.weight_mask is (3,)" in text
+
+
+def test_format_before_1_6_is_known_by_its_content(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    path = tmp_path / "best"
+    torch.save(port(mini_spec()), path, _use_new_zipfile_serialization=False)
+    wanted = containers.state_dict(containers.records(mini_spec()))
+    assert same(convert(path).checkpoint.state_dict, wanted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, {"causal": False, "activation": "swish", "gate": "sigmoid"}),
+        (
+            {"conv_type": "2plus1d"},
+            {"causal": False, "activation": "hard_swish", "gate": "hard_sigmoid_keras"},
+        ),
+        (
+            {"se_type": "2plus3d", "causal": True},
+            {"causal": True, "activation": "swish", "gate": "sigmoid"},
+        ),
+        (
+            {"conv_type": "2plus1d", "se_type": "2plus3d", "causal": True},
+            {"causal": True, "activation": "hard_swish", "gate": "hard_sigmoid_keras"},
+        ),
+    ],
+)
+def test_shapes_tell_what_the_first_port_built(
+    fields: dict[str, Any],
+    told: dict[str, Any],
+    mini_spec: Spec,
+    port: Callable[..., StateDict],
+    tmp_path: Path,
+) -> None:
+    spec = mini_spec(**fields)
+    path = saved(port(spec), tmp_path / "x.pth")
+    conversion = convert(path)
+    assert conversion.checkpoint.spec == spec.replace(**told)
+    assert {f.field for f in conversion.findings if f.how == "read"} >= told.keys()
+    mode = "base" if told["causal"] else "stream"
+    assert "but the source has" in refusal(path, mode=mode)
+
+
+def test_how_the_first_port_pads_is_listed_as_assumed(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    conversion = convert(saved(port(mini_spec()), tmp_path / "x.pth"))
+    assert conversion.checkpoint.provenance["assumed"]["tf_like"] is True
+
+
+def test_foreign_tensor_is_named_unless_it_is_to_be_ignored(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    content = {"model": port(mini_spec()), "criterion": {"weight": torch.ones(5)}}
+    path = saved(content, tmp_path / "x.pth")
+    text = refusal(path)
+    assert "are none of a MoViNet: criterion.weight; --ignore PATTERN" in text
+    conversion = convert(path, ignore=["criterion.*"])
+    assert conversion.outside == ("criterion.weight",)

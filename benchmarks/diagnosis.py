@@ -38,9 +38,10 @@ from torch import nn
 from benchmarks.faults import SHAPE, Fault, porting_faults, right_networks
 from movinet_port import MoViNet
 from movinet_port.checkpoint import Checkpoint
+from parity.chunk_values import ChunkValues
 from parity.compare import compare, split_clip
-from parity.compared_model import ComparedModel, Recorded, Replacements
-from parity.references import ChunkValues, SavedModelReference
+from parity.compared_model import ComparedModel, Recorded
+from parity.references import SavedModelReference
 from parity.reports.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,14 +118,11 @@ class Bench:
         self.clip = np.random.default_rng(seed).random((batch, 3, 6, *size), dtype=np.float32)
         self.chunks = CHUNKS if self.network.spec.causal else None
         self.parts = split_clip(self.clip, self.chunks)
-        expected = reference.run(self.parts)
-        before = [{}, *(values.states for values in expected[:-1])]
-        self._before = [
-            Replacements(values.activations, states)
-            for values, states in zip(expected, before, strict=True)
-        ]
+        self._expected = reference.run(self.parts)
         self._right = ComparedModel(self.network).run(self.parts)
-        self._right_layers = ComparedModel(self.network).run(self.parts, replacements=self._before)
+        self._right_layers = ComparedModel(self.network).run(
+            self.parts, replacements=self._expected
+        )
         SHAPE[:] = self.clip.shape
 
     def with_faults(self, chosen: Sequence[Fault]) -> nn.Module:
@@ -147,7 +145,9 @@ class Bench:
             return None
         if len(fault.places) < 2:
             return fault
-        found = ComparedModel(self.with_faults([fault])).run(self.parts, replacements=self._before)
+        found = ComparedModel(self.with_faults([fault])).run(
+            self.parts, replacements=self._expected
+        )
         moved = _moved(found, self._right_layers)
         places = tuple(place for place in fault.places if moved.intersection(place))
         return dataclasses.replace(fault, places=places) if places else None

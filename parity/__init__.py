@@ -17,6 +17,9 @@ from parity.references import (
 )
 from parity.reports.report import Diagnosis, LayerResult, Report, StateResult
 
+# As it was called before.
+Moment = ChunkValues
+
 __all__ = [
     "ChunkValues",
     "ComparisonError",
@@ -24,6 +27,7 @@ __all__ = [
     "FunctionReference",
     "LayerResult",
     "ModelReference",
+    "Moment",
     "Reference",
     "Report",
     "SavedModelReference",

@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from movinet_port.checkpoint import listing
+from parity.chunk_values import Array, ChunkValues
 from parity.compared_model import ComparedModel
 from parity.comparison import Comparison
 from parity.diagnose import diagnose as explain
 from parity.errors import ComparisonError
-from parity.references import ChunkValues, Reference, SavedReference
+from parity.references import Reference, SavedReference
 from parity.reports.report import Report
+from parity.results import layer_results, state_results
 
-Array: TypeAlias = NDArray[Any]
 Progress: TypeAlias = Callable[[str], None]
 
 
@@ -79,8 +79,8 @@ def compare(
         raise ComparisonError(
             f"no tap matches {layers!r}; there are {listing(list(comparison.order), 5)}"
         )
-    results = comparison.layer_results(wanted)
-    states = comparison.state_results() if layers is None else ()
+    results = layer_results(comparison, wanted)
+    states = state_results(comparison) if layers is None else ()
     report = Report(
         reference=dict(reference.description),
         model=_describe(compared, name),

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from movinet_port.errors import nearest
@@ -22,10 +21,9 @@ from movinet_port.layers import ClipPool, CumulativePool, SpatialPool
 from movinet_port.model import MoViNet
 from movinet_port.streams import Snapshot
 from movinet_port.wiring import INPUT, wiring
+from parity.chunk_values import Array, ChunkValues
 from parity.errors import ComparisonError
 from parity.optimised import Optimised, Sum
-
-Array: TypeAlias = NDArray[Any]
 
 # Modules whose every result is a mean over a clip or a frame.
 _POOLS = (
@@ -50,21 +48,13 @@ class Recorded:
     states: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Replacements:
-    """The reference's values for one chunk: of each tap, and of each state before it."""
-
-    activations: Mapping[str, Array]
-    states_before: Mapping[str, Array]
-
-
 class ComparedModel:
     """A PyTorch network and where its taps are.
 
     Args:
         model: a MoViNet, a module that contains one, or any module together with a table.
-        table: tap -> path of the module; `taps.INPUT` is the module whose first argument is the
-            input, by default the model itself.
+        table: tap -> path of the module; the one of `movinet_port.wiring.INPUT` is given the
+            input as its first argument, by default the model itself.
 
     Raises:
         ComparisonError: the table names a module that is not there.
@@ -127,7 +117,7 @@ class ComparedModel:
         chunks: Sequence[Array],
         *,
         dtype: torch.dtype | None = None,
-        replacements: Sequence[Replacements] | None = None,
+        replacements: Sequence[ChunkValues] | None = None,
         watch: Watch | None = None,
         summing: float = 0.0,
     ) -> list[Recorded]:
@@ -136,8 +126,9 @@ class ComparedModel:
         Args:
             chunks: each (batch, channels, frames, height, width).
             dtype: to compute in; None for the network as it is.
-            replacements: values to put in the place of each tap's, and of the states before each
-                chunk but the first: a video's beginning is the network's own business.
+            replacements: a reference's values for each chunk, to put in the place of each tap's
+                and of the states that the chunk before left. A video's beginning is the network's
+                own business.
             watch: called with each value before it is replaced; without it, values are kept.
             summing: noise to add to each mean over a clip, as a share of its root mean square
                 for each root of the number of summands.
@@ -156,8 +147,8 @@ class ComparedModel:
             clip_type = self.dtype
             for number, chunk in enumerate(chunks):
                 values = None if replacements is None else replacements[number]
-                if values is not None and number > 0:
-                    self._set_states(values.states_before, chunk)
+                if replacements is not None and number > 0:
+                    self._set_states(replacements[number - 1].states, chunk)
                 record = Recorded()
                 recorded.append(record)
                 keep = record.activations
@@ -168,7 +159,7 @@ class ComparedModel:
         return recorded
 
     def capture(
-        self, chunks: Sequence[Array], replacements: Sequence[Replacements], taps: frozenset[str]
+        self, chunks: Sequence[Array], replacements: Sequence[ChunkValues], taps: frozenset[str]
     ) -> dict[str, list[tuple[tuple[Any, ...], Any]]]:
         """Return (arguments, result) of some taps' modules for each chunk, on replacements."""
         captured: dict[str, list[tuple[tuple[Any, ...], Any]]] = {tap: [] for tap in taps}
@@ -192,7 +183,7 @@ class ComparedModel:
         self,
         number: int,
         keep: dict[str, Tensor],
-        replacements: Replacements | None,
+        replacements: ChunkValues | None,
         watch: Watch | None,
     ) -> Iterator[None]:
         seen: set[str] = set()

@@ -28,7 +28,7 @@ def diagnose(
     """
     taps = [layer.name for layer in report.layers if layer.introduces]
     captured = comparison.model.capture(
-        comparison.chunks, comparison.replacements, frozenset(tap for tap in taps if tap != INPUT)
+        comparison.chunks, comparison.expected, frozenset(tap for tap in taps if tap != INPUT)
     )
     reference = ReferenceInputs(comparison) if comparison.model.network is not None else None
     found: list[Diagnosis] = []

@@ -110,7 +110,7 @@ class ReferenceInputs:
                     continue
                 expected = self.state_before(name, number)
                 if not _near(given[position].double(), expected):
-                    changes[self._explain_argument(name, number, given[position].double())] = None
+                    changes[self._explain(name, number, given[position].double())] = None
         # One explanation for each state is enough: the first chunk's. For what is pooled the last
         # one's: in a single frame all means are the same.
         first: dict[str | None, Change] = {}
@@ -148,14 +148,7 @@ class ReferenceInputs:
     def owner(self, state: str) -> str:
         """Return the layer that a state belongs to."""
         owner = state.rpartition(".")[0]
-        return (
-            owner
-            if owner in self.network.layer_names
-            else ("pool" if owner == "head" else owner or state)
-        )
-
-    def _explain_argument(self, name: str, number: int, own: Tensor) -> Change:
-        return self._explain(name, number, own)
+        return "pool" if owner == "head" else owner or state
 
     def _explain(self, name: str, number: int, own: Tensor) -> Change:
         """Say how a state at the beginning of chunk `number` differs from the reference's."""
@@ -214,7 +207,7 @@ class ReferenceInputs:
         for name in self._buffers(tap) if own.shape == right.shape else ():
             size = self.state_before(name, number).shape[2]
             if _near(own[:, :, size:], right[:, :, size:]):
-                return self._explain_argument(name, number, own[:, :, :size])
+                return self._explain(name, number, own[:, :, :size])
         if tap.endswith(
             ("squeeze_excitation.reduce.conv", "squeeze_excitation.positional_encoding")
         ):

@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from movinet_port.wiring import INPUT
+from parity.chunk_values import Array, ChunkValues
 from parity.compared_model import ComparedModel
-from parity.references.reference import Array, ChunkValues, channels_last
+from parity.references.reference import channels_last
 
 
 class FunctionReference:

@@ -6,28 +6,13 @@ width), one set for each chunk of the video.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array: TypeAlias = NDArray[Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class ChunkValues:
-    """What a reference computes for one chunk.
-
-    Attributes:
-        activations: tap -> value; `taps.INPUT` is the chunk itself.
-        states: stream state -> value after the chunk.
-    """
-
-    activations: Mapping[str, Array]
-    states: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+from parity.chunk_values import Array, ChunkValues
 
 
 class Reference(Protocol):

@@ -14,8 +14,9 @@ from torch import Tensor
 from movinet_port.files import whole_file
 from movinet_port.spec import ModelSpec
 from movinet_port.wiring import INPUT
+from parity.chunk_values import Array, ChunkValues
 from parity.errors import ComparisonError
-from parity.references.reference import Array, ChunkValues, Reference
+from parity.references.reference import Reference
 
 FILE_VERSION = 1
 

@@ -21,9 +21,10 @@ from converters.recognise import recognise
 from movinet_port.model import MoViNet
 from movinet_port.spec import ModelSpec
 from movinet_port.streams import FRAME_COUNT
+from parity.chunk_values import Array, ChunkValues
 from parity.errors import ComparisonError
 from parity.graph_taps import GraphTaps
-from parity.references.reference import Array, ChunkValues, channels_first, channels_last
+from parity.references.reference import channels_first, channels_last
 from parity.references.tensorflow_graph import TensorFlowGraph
 
 # Of a SavedModel's graph, run in pieces of so many layers.

@@ -7,8 +7,8 @@ from typing import Any
 
 from converters.graph import Graph
 from converters.tensorflow import import_tensorflow
+from parity.chunk_values import Array
 from parity.errors import ComparisonError
-from parity.references.reference import Array
 
 
 class TensorFlowGraph:

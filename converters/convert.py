@@ -24,12 +24,10 @@ from converters.containers.variables import MOST_BYTES
 from converters.deviations import era
 from converters.errors import ConversionError
 from converters.fetch import Source, open_source
-from converters.graph import Graph
-from converters.graph_evidence import GraphEvidence
 from converters.layouts import to_torch_layout
 from converters.locate import Located, Selection, locate_variables
 from converters.recognise import Finding, recognise
-from converters.verify import require, verify_saved_model
+from converters.verify import require
 from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import Checkpoint, listing
 from movinet_port.inputs import published_input
@@ -52,6 +50,7 @@ class Conversion:
         used: variables of the source that fill the network.
         outside: variables of the source that are no part of the network.
         averages: where averaged weights are that nothing asked for; empty if there are none.
+        facts: what else the source says of itself.
         verification: the comparison of both sides; None if there was none.
     """
 
@@ -61,6 +60,7 @@ class Conversion:
     used: tuple[str, ...]
     outside: tuple[str, ...]
     averages: str
+    facts: Mapping[str, str]
     verification: Agreement | None
 
 
@@ -85,8 +85,8 @@ def convert_source(
 
     Args:
         source: a TF Hub or Kaggle handle, an URL of a tar.gz, a SavedModel's folder, a tar.gz, a
-            TF2 object-graph checkpoint, a Keras file (.h5, .weights.h5, .keras), or a state dict
-            file of the first PyTorch port.
+            TF2 object-graph checkpoint, a Keras file (.h5, .weights.h5, .keras), a TF Lite file,
+            or a state dict file of the first PyTorch port.
         model: "a0" to "a5" or "t0": fail if the source is another network.
         mode: "base" or "stream": fail if the source is the other one.
         root: what the names of the network's variables start with, in a file of several networks.
@@ -108,15 +108,15 @@ def convert_source(
     if mode is not None and mode not in ("base", "stream"):
         raise ConversionError(f"mode is {mode!r}, expected 'base' or 'stream'")
     with open_source(source, progress) as opened, _naming(opened):
-        has_graph = CONTAINERS[opened.kind].graph is not None
-        if mode is not None and not has_graph:
+        container = CONTAINERS[opened.kind]
+        if mode is not None and container.evidence is None:
             given = {**given, "causal": mode == "stream"}
         selection = Selection(root, ema, tuple(ignore))
         conversion = _convert_opened(opened, given, progress, selection)
         _check_identity(conversion.checkpoint.spec, model, mode)
-        if verify and has_graph:
+        if verify and container.verify is not None:
             progress("running both sides on a random clip")
-            verification = verify_saved_model(opened.path, conversion.checkpoint.build())
+            verification = container.verify(opened.path, conversion.checkpoint.build())
             conversion = dataclasses.replace(conversion, verification=verification)
             require(verification)
         return conversion
@@ -147,9 +147,9 @@ def _convert_opened(
     found = container.read(source.path)
     located = locate_variables(found, selection)
     evidence = None
-    if container.graph is not None:
+    if container.evidence is not None:
         progress("reading the graph")
-        evidence = _graph_evidence(container.graph(source.path), located)
+        evidence = container.evidence(source.path, located.parameters)
     recognition = recognise(
         located,
         evidence,
@@ -161,6 +161,7 @@ def _convert_opened(
     state_dict = fill(recognition.spec, located)
     provenance = {
         **source.provenance,
+        **found.facts,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "tools": _tool_versions(container.needs),
         "assumed": {finding.field: finding.value for finding in recognition.assumed()},
@@ -175,18 +176,9 @@ def _convert_opened(
         used=tuple(variable.path for variable in located.parameters.values()),
         outside=tuple(variable.path for variable in located.outside),
         averages=located.averages,
+        facts=found.facts,
         verification=None,
     )
-
-
-def _graph_evidence(graph: Graph, located: Located) -> GraphEvidence:
-    absent = [p for p, v in located.parameters.items() if v.node not in graph.variables]
-    if absent:
-        raise ConversionError(
-            f"the serving signature does not use {len(absent)} of the variables: "
-            f"{listing(absent)}; expected all of them"
-        )
-    return GraphEvidence(graph, {p: graph.variables[v.node] for p, v in located.parameters.items()})
 
 
 def fill(spec: ModelSpec, located: Located) -> dict[str, Tensor]:

@@ -6,16 +6,19 @@ what the squeeze-excitation pools: each is read off the operations around the va
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from converters.containers.evidence import ConvolutionEvidence, Statement
+from converters.containers.variables import Variable
 from converters.errors import ConversionError
-from converters.graph import ELEMENTWISE, PASS_THROUGH, Graph, Node, Value
+from converters.graph import ELEMENTWISE, PASS_THROUGH, Graph, Node, Value, load_graph
 from movinet_port import functions
+from movinet_port.checkpoint import listing
 from movinet_port.layers import legacy_padding, same_padding
 from movinet_port.spec import Triple
 
@@ -43,24 +46,6 @@ _GRID_TOLERANCE = 1e-5
 def _shortest(value: float) -> float:
     """Return the shortest decimal that is `value` in float32: 0.001, not 0.0010000000474974513."""
     return float(str(np.float32(value)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Statement:
-    """Something that was read off the graph, and the node that says so."""
-
-    value: str
-    node: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvolutionEvidence:
-    """How the graph uses one kernel."""
-
-    node: str
-    strides: Triple
-    causal: bool
-    paddings: frozenset[str]  # which of "same" and "legacy" it may be: at stride 1, both
 
 
 class GraphEvidence:
@@ -249,3 +234,23 @@ class GraphEvidence:
                 queue.append(current.inputs[0][0])
             elif current.op in ELEMENTWISE or current.op == "ConcatV2":
                 queue += [source for source, _ in current.inputs]
+
+
+def saved_model_evidence(folder: Path, parameters: Mapping[str, Variable]) -> GraphEvidence:
+    """Read the graph of a SavedModel.
+
+    Args:
+        folder: the SavedModel.
+        parameters: canonical parameter name -> the variable that fills it.
+
+    Raises:
+        ConversionError: the graph cannot be read, or does not use one of the variables.
+    """
+    graph = load_graph(folder)
+    absent = [p for p, v in parameters.items() if v.node not in graph.variables]
+    if absent:
+        raise ConversionError(
+            f"the serving signature does not use {len(absent)} of the variables: "
+            f"{listing(absent)}; expected all of them"
+        )
+    return GraphEvidence(graph, {p: graph.variables[v.node] for p, v in parameters.items()})

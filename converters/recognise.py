@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from converters.containers.evidence import ConvolutionEvidence, Evidence
 from converters.dialects import FIRST_PORT
 from converters.errors import ConversionError
-from converters.graph_evidence import ConvolutionEvidence, GraphEvidence
 from converters.layouts import is_kernel
 from converters.locate import Located
 from movinet_port.errors import SpecError
@@ -54,7 +54,7 @@ class Recognition:
 
 def recognise(
     located: Located,
-    evidence: GraphEvidence | None,
+    evidence: Evidence | None,
     given: Mapping[str, Any],
     *,
     stated: Mapping[str, tuple[Any, str]] | None = None,
@@ -80,8 +80,8 @@ def recognise(
         if evidence is None or isinstance(error, SpecError):
             raise
         raise ConversionError(
-            f"saved_model.pb: the graph does not hang together ({type(error).__name__}: {error}); "
-            f"the file is damaged, get it again"
+            f"its graph does not hang together ({type(error).__name__}: {error}); the file is "
+            f"damaged, get it again"
         ) from error
 
 
@@ -89,7 +89,7 @@ class _Recogniser:
     def __init__(
         self,
         located: Located,
-        evidence: GraphEvidence | None,
+        evidence: Evidence | None,
         given: Mapping[str, Any],
         stated: Mapping[str, tuple[Any, str]],
         published: Published | None,

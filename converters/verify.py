@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from converters.errors import ConversionError, VerificationError
 from converters.graph import SIGNATURES, argument_name
 from converters.tensorflow import import_tensorflow
-from movinet_port.agreement import LOGIT_BOUND, Agreement, Tally
+from movinet_port.agreement import Agreement, Tally
 from movinet_port.model import MoViNet
 
 # What a free axis of the signature is set to: small, odd, not square.
@@ -26,8 +26,8 @@ def require(agreement: Agreement) -> None:
     """Raise `VerificationError` unless the logits agree."""
     if not agreement:
         raise VerificationError(
-            f"the converted network's logits differ from TensorFlow's by {agreement.logits:.2e} "
-            f"of the largest one, expected at most {LOGIT_BOUND:.0e}; nothing was written; "
+            f"the converted network's logits differ from the source's by {agreement.logits:.2e} "
+            f"of the largest one, expected at most {agreement.bound:.0e}; nothing was written; "
             f"'movinet-port parity' says which layer it is"
         )
 

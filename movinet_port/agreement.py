@@ -26,6 +26,8 @@ class Agreement:
         states: largest difference of a state relative to its largest value; 0 without states.
         top1: share of the clips' videos for which both sides name the same class.
         rms: root mean square difference, as a share of the root mean square logit.
+        bound: how far the logits may be apart, as a share of the largest.
+        reference: what computed the side that is right.
     """
 
     clips: tuple[tuple[int, ...], ...]
@@ -34,6 +36,8 @@ class Agreement:
     states: float = 0.0
     top1: float = 1.0
     rms: float = 0.0
+    bound: float = LOGIT_BOUND
+    reference: str = "TensorFlow"
 
     @property
     def logits(self) -> float:
@@ -42,14 +46,19 @@ class Agreement:
 
     def __bool__(self) -> bool:
         # Not "any greater": a NaN is greater than nothing.
-        return self.logits <= LOGIT_BOUND and self.states <= STATE_BOUND
+        return self.logits <= self.bound and self.states <= STATE_BOUND
 
 
 class Tally:
-    """Takes what both sides gave, clip by clip, and makes an `Agreement` of it."""
+    """Takes what both sides gave, clip by clip, and makes an `Agreement` of it.
 
-    def __init__(self) -> None:
-        self._found = Agreement((), 0.0, 0.0)
+    Args:
+        bound: how far the logits may be apart, as a share of the largest.
+        reference: what computes the side that is right.
+    """
+
+    def __init__(self, bound: float = LOGIT_BOUND, reference: str = "TensorFlow") -> None:
+        self._found = Agreement((), 0.0, 0.0, bound=bound, reference=reference)
         self._same: list[Tensor] = []
         self._squares = self._total = 0.0
 

@@ -6,7 +6,7 @@ A new kind of file is a new row here and a reader that yields its variables.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from converters.containers.checkpoint import (
@@ -19,12 +19,22 @@ from converters.containers.checkpoint import (
     read_saved_model,
     saved_model_files,
 )
+from converters.containers.evidence import Evidence
 from converters.containers.hdf5 import find_hdf5, find_keras, read_hdf5, read_keras
 from converters.containers.state_dict import find_state_dict, read_state_dict
-from converters.containers.variables import SourceVariables
+from converters.containers.tflite import (
+    find_tflite,
+    read_tflite,
+    tflite_evidence,
+    verify_tflite,
+)
+from converters.containers.variables import SourceVariables, Variable
 from converters.errors import SourceProblem
-from converters.graph import Graph, load_graph
+from converters.graph_evidence import saved_model_evidence
+from converters.verify import verify_saved_model
+from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import listing
+from movinet_port.model import MoViNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +48,18 @@ class Container:
         read: lists the variables; raises `ConversionError` if the file is damaged.
         suffixes: of a file that is of this kind even when its content no longer shows it.
         files: the files that matter, where that is not one: what was found -> their paths.
-        graph: reads the computation, where the container has it.
-        needs: the packages that `read` and `graph` import.
+        evidence: reads the computation, where the container has it; it is given what `read` was,
+            and the variable that fills each parameter.
+        verify: runs both sides on a random clip, where the container has the computation.
+        needs: the packages that these import.
     """
 
     find: Callable[[Path], Path | None]
     read: Callable[[Path], SourceVariables]
     suffixes: tuple[str, ...] = ()
     files: Callable[[Path], Sequence[Path]] | None = None
-    graph: Callable[[Path], Graph] | None = None
+    evidence: Callable[[Path, Mapping[str, Variable]], Evidence] | None = None
+    verify: Callable[[Path, MoViNet], Agreement] | None = None
     needs: tuple[str, ...] = ()
 
 
@@ -56,13 +69,21 @@ CONTAINERS: dict[str, Container] = {
         find_saved_model,
         read_saved_model,
         files=saved_model_files,
-        graph=load_graph,
+        evidence=saved_model_evidence,
+        verify=verify_saved_model,
         needs=("tensorflow",),
     ),
     "checkpoint": Container(find_checkpoint, read_checkpoint, files=checkpoint_files),
     "hdf5": Container(find_hdf5, read_hdf5, suffixes=(".h5", ".hdf5"), needs=("h5py",)),
     "keras": Container(find_keras, read_keras, suffixes=(".keras",), needs=("h5py",)),
     "state_dict": Container(find_state_dict, read_state_dict, suffixes=(".pt", ".pth")),
+    "tflite": Container(
+        find_tflite,
+        read_tflite,
+        suffixes=(".tflite", ".lite"),
+        evidence=tflite_evidence,
+        verify=verify_tflite,
+    ),
 }
 
 

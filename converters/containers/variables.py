@@ -49,9 +49,11 @@ class SourceVariables:
         dialect: how their paths are spelt.
         layers: what a path starts with -> bottleneck layer, where neither path nor full name say.
         stated: field of `ModelSpec` -> (value, where the file says so).
+        facts: what else the file says of itself, for people and the provenance.
     """
 
     variables: Sequence[Variable]
     dialect: Dialect = OBJECT_PATH
     layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     stated: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)

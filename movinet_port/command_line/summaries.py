@@ -6,7 +6,7 @@ from converters.convert import Conversion
 from converters.deviations import Deviation, deviations
 from converters.inspect import SourceDifference
 from converters.recognise import Finding
-from movinet_port.agreement import LOGIT_BOUND, Agreement
+from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import listing
 
 Rows = list[tuple[str, str]]
@@ -29,6 +29,7 @@ def identity_rows(conversion: Conversion) -> Rows:
         ("parameters", f"{trained:,} in {len(conversion.used)} variables, every one used once"),
         ("left out", listing(list(conversion.outside)) or "nothing"),
         *([("averages", averages)] if conversion.averages else []),
+        *((name.replace("_", " "), text) for name, text in conversion.facts.items()),
     ]
 
 
@@ -70,12 +71,12 @@ def verification_rows(agreement: Agreement) -> Rows:
         (
             "compared",
             f"{clips} clip{'s' * (clips > 1)} of {frames} frames of {height} x {width}, batch "
-            f"{batch}, TensorFlow against PyTorch",
+            f"{batch}, {agreement.reference} against PyTorch",
         ),
         (
             "difference",
             f"{agreement.difference:.2e} at logits up to {agreement.magnitude:.3g}: "
-            f"{agreement.logits:.1e} of the largest (bound {LOGIT_BOUND:.0e})",
+            f"{agreement.logits:.1e} of the largest (bound {agreement.bound:.0e})",
         ),
     ]
 

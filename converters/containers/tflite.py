@@ -1,0 +1,49 @@
+"""Reading the network out of a TF Lite file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from converters.containers.evidence import Evidence
+from converters.containers.variables import SourceVariables, Variable
+from converters.tflite.network import LiteNetwork
+from converters.tflite.schema import IDENTIFIER, read_lite_model
+from converters.tflite.verify import verify
+from movinet_port.agreement import Agreement
+from movinet_port.model import MoViNet
+
+
+def find_tflite(path: Path) -> Path | None:
+    """Return `path` if it is a file that begins as TF Lite's do."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return path if file.read(8)[4:] == IDENTIFIER else None
+
+
+def read_tflite(path: Path) -> SourceVariables:
+    """List the network's parameters, found by the operations that use them.
+
+    Raises:
+        ConversionError: the file is damaged, or no MoViNet that can be told by its names.
+    """
+    return _network(path).variables()
+
+
+def tflite_evidence(path: Path, parameters: Mapping[str, Variable]) -> Evidence:
+    """Return what the file's operations say; `parameters` were found by them."""
+    return _network(path)
+
+
+def verify_tflite(path: Path, model: MoViNet) -> Agreement:
+    """Compute the file and the network in float64 on one random video.
+
+    Raises:
+        ConversionError: the file cannot be computed.
+    """
+    return verify(_network(path), model)
+
+
+def _network(path: Path) -> LiteNetwork:
+    return LiteNetwork(read_lite_model(path))

@@ -1,0 +1,1 @@
+"""TF Lite files: reading them, what their operations say, and computing them."""

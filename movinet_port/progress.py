@@ -17,11 +17,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from movinet_port.errors import printable
+
 
 def on_terminal() -> bool:
     """Whether standard output is a terminal."""
     # It is None where the caller closed it.
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def plain(text: str) -> str:
+    """Return text from outside for rich: no markup, and control characters as escapes."""
+    return escape(printable(text))
 
 
 @contextlib.contextmanager
@@ -32,7 +39,7 @@ def show_progress() -> Iterator[Callable[[str], None]]:
         yield lambda activity: None
         return
     with console.status("") as status:
-        yield lambda activity: status.update(activity)
+        yield lambda activity: status.update(plain(activity))
 
 
 class Bar:
@@ -45,7 +52,7 @@ class Bar:
     def begin(self, name: str) -> None:
         """Show what is being worked on."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=escape(name))
+            self._progress.update(self._task, description=plain(name))
 
     def advance(self) -> None:
         """Count one thing as done."""

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, get_args
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import movinet_port
@@ -25,9 +24,10 @@ from movinet_port.command_line.demo import demo
 from movinet_port.command_line.examples import add_examples
 from movinet_port.command_line.export import export
 from movinet_port.command_line.finetune import finetune
+from movinet_port.command_line.output import say, say_rows
 from movinet_port.command_line.parity import parity
 from movinet_port.command_line.predict import predict
-from movinet_port.errors import MismatchError, MovinetPortError, nearest, one_line, printable
+from movinet_port.errors import MismatchError, MovinetPortError, nearest, one_line
 from movinet_port.files import check_outputs, whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import on_terminal, show_progress
@@ -91,7 +91,7 @@ def _nearest_choice(error: click.ClickException) -> str:
 
 
 def _fail(error: Exception | str, code: int) -> NoReturn:
-    click.echo(f"error: {one_line(str(error))}", err=True)
+    say(f"error: {one_line(str(error))}", err=True)
     sys.exit(code)
 
 
@@ -256,7 +256,7 @@ def convert(
         rows += summaries.verification_rows(conversion.verification)
     else:
         rows.append(("compared", "no: --no-verify" if no_verify else "no: it has no graph"))
-    _print_rows(rows)
+    say_rows(rows)
 
 
 def _convert_all(
@@ -330,20 +330,6 @@ def _check_output(path: str, suffix: str | None, source: str, labels: str | None
         raise _Tried
 
 
-def _print_rows(rows: list[tuple[str, str]]) -> None:
-    """Print labelled rows: folded to the width of a terminal, one line each into a pipe."""
-    if not on_terminal():
-        for label, text in rows:
-            click.echo(f"{label:<10}  {printable(text)}".rstrip())
-        return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(label, escape(printable(text)))
-    Console(highlight=False).print(table)
-
-
 @main.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE [OTHER]")
 @click.option("-v", "--verbose", is_flag=True, help="Show TensorFlow's own messages.")
@@ -362,14 +348,14 @@ def inspect(sources: tuple[str, ...], verbose: bool) -> None:
         import_tensorflow(verbose)
         found = [convert_source(s, verify=False, progress=progress) for s in sources]
     for conversion in found:
-        _print_rows(
+        say_rows(
             summaries.identity_rows(conversion)
             + summaries.deviation_rows(conversion, evidence=True)
             + summaries.assumption_rows(conversion)
         )
         click.echo()
     if len(found) == 2:
-        _print_rows(summaries.difference_rows(difference(*found)))
+        say_rows(summaries.difference_rows(difference(*found)))
 
 
 @main.command(name="list")

@@ -6,6 +6,7 @@ import click
 
 from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line.options import Size
+from movinet_port.command_line.output import say
 from movinet_port.export import ClipShape, export_checkpoint
 from movinet_port.files import check_outputs
 from movinet_port.progress import show_progress
@@ -33,4 +34,4 @@ def compile_command(
         shape = ClipShape(batch, frames, *size)
         exported = export_checkpoint(checkpoint, output, "compiled", shape, progress=progress)
     spec = checkpoint.spec
-    click.echo(f"{output}: {spec.name} {spec.mode}, {dict(exported.notes)['takes']}")
+    say(f"{output}: {spec.name} {spec.mode}, {dict(exported.notes)['takes']}")

@@ -10,6 +10,7 @@ from converters import to_tensorflow
 from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line import summaries
 from movinet_port.command_line.options import Size
+from movinet_port.command_line.output import say
 from movinet_port.export import ClipShape, Exported, Target, export_checkpoint, targets
 from movinet_port.files import check_outputs
 from movinet_port.progress import show_progress
@@ -85,7 +86,7 @@ def export(
         *exported.notes,
         *_compared(exported, checkpoint.spec.causal),
     ]:
-        click.echo(f"{label:<10}  {text}")
+        say(f"{label:<10}  {text}")
 
 
 def _compared(exported: Exported, causal: bool) -> Iterator[tuple[str, str]]:

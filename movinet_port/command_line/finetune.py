@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from movinet_port.command_line.output import say
 from movinet_port.errors import MovinetPortError
 from movinet_port.files import check_outputs
 from movinet_port.progress import show_progress
@@ -196,9 +197,9 @@ def finetune(
         )
     if process.is_first and (out / training.run.BEST).exists():
         best = max(history, key=lambda epoch: epoch.val_accuracy)
-        click.echo(f"best {100 * best.val_accuracy:.1f} % in epoch {best.epoch}; {out / 'best.pt'}")
+        say(f"best {100 * best.val_accuracy:.1f} % in epoch {best.epoch}; {out / 'best.pt'}")
     elif process.is_first:
-        click.echo(f"written {out / 'last.pt'}")
+        say(f"written {out / 'last.pt'}")
 
 
 def _line(epoch: Epoch) -> str:

@@ -18,6 +18,7 @@ from converters.fetch import open_source
 from converters.tensorflow import import_tensorflow, quiet
 from movinet_port.checkpoint import PACKAGE, Checkpoint
 from movinet_port.command_line.options import Size
+from movinet_port.command_line.output import say
 from movinet_port.fast import InferenceNetwork
 from movinet_port.fast import optimize as optimised
 from movinet_port.fast.aot import read_package
@@ -177,7 +178,7 @@ def parity(
             progress(f"writing {save_reference}")
             _save(reference, clip, parts, save_reference)
             if weights is None:
-                click.echo(f"reference written to {save_reference}")
+                say(f"reference written to {save_reference}")
                 return
         progress("loading the network")
         model = _model(weights, source, reference, optimize)
@@ -204,7 +205,7 @@ def parity(
             click.echo("causes: compare the readable network, which is without --optimize")
     for label, path in (("report", html), ("json", json_path), ("junit", junit_path)):
         if path is not None:
-            click.echo(f"{label}: {path}")
+            say(f"{label}: {path}")
     worst = {"parity": 0, "suspect": 1, "mismatch": 2}[report.verdict]
     if worst >= STATUSES.index("suspect" if fail_on == "suspect" else "mismatch"):
         sys.exit(MISMATCH)

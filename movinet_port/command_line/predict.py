@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from movinet_port.command_line.output import say
 from movinet_port.errors import MovinetPortError, one_line, printable
 from movinet_port.files import check_outputs
 from movinet_port.progress import show_bar
@@ -112,6 +114,11 @@ def predict(
 
     # What is wrong with the command line is said before anything large is read.
     part = None if shard is None else _shard(shard)
+    if sys.stdout is None and plot is None and annotate is None:
+        raise PredictError(
+            "standard output is closed, so that there is nowhere to print predictions: leave it "
+            "open, or give --plot or --annotate"
+        )
     import_av()
     if plot is not None:
         require_matplotlib()
@@ -167,7 +174,7 @@ def predict(
                     raise
                 failed += 1
                 with bar.aside():
-                    click.echo(f"error: {one_line(str(error))}", err=True)
+                    say(f"error: {one_line(str(error))}", err=True)
             bar.advance()
     if predictor.labels is None and predictor.num_classes == 600 and failed < len(found):
         click.echo("note: --labels kinetics-600 gives these classes their names", err=True)

@@ -8,9 +8,10 @@ from itertools import groupby
 from xml.etree import ElementTree
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from movinet_port.errors import printable
+from movinet_port.progress import plain
 from parity.reports.report import MISMATCH, SUSPECT, Diagnosis, LayerResult, Report, StateResult
 
 _WORST = 8
@@ -70,15 +71,15 @@ def print_report(report: Report, console: Console) -> None:
     """Show a report: the verdict, the worst layers, the causes."""
     if not console.is_terminal:
         for line in lines(report):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(printable(line), markup=False, soft_wrap=True)
         return
-    console.print(f"[bold {_COLOURS[report.verdict]}]{escape(verdict_line(report))}[/]")
+    console.print(f"[bold {_COLOURS[report.verdict]}]{plain(verdict_line(report))}[/]")
     table = Table(box=None, pad_edge=False)
     for heading in ("layer", "status", "introduced", "end to end", "floor"):
         table.add_column(heading, justify="left" if heading in ("layer", "status") else "right")
     for layer in _listed(report):
         table.add_row(
-            escape(layer.name),
+            plain(layer.name),
             f"[{_COLOURS[layer.status]}]{layer.status}[/]",
             units(layer.introduced),
             units(layer.end_to_end),
@@ -91,8 +92,8 @@ def print_report(report: Report, console: Console) -> None:
         found = list(group)
         console.print(f"\n[bold]{cause}[/] in {len(found)} place{'s' if len(found) > 1 else ''}")
         for one in found[:_WORST]:
-            console.print(f"  {escape(_place(one))}: {escape(one.detail)} ({_gain(one)})")
-            console.print(f"    {escape(one.mend)}", style="dim")
+            console.print(f"  {plain(_place(one))}: {plain(one.detail)} ({_gain(one)})")
+            console.print(f"    {plain(one.mend)}", style="dim")
         if len(found) > _WORST:
             console.print(f"  and {len(found) - _WORST} more, see --json or --report")
 
@@ -121,13 +122,13 @@ def junit(report: Report) -> str:
     A suspect is a passed case with a note in ``system-out``; a mismatch is a failure.
     """
     cases: list[tuple[str, str, LayerResult | StateResult]] = [
-        ("layers", layer.name, layer) for layer in report.layers
+        ("layers", printable(layer.name), layer) for layer in report.layers
     ]
-    cases += [("states", f"{s.name} after clip {s.chunk}", s) for s in report.states]
+    cases += [("states", printable(f"{s.name} after clip {s.chunk}"), s) for s in report.states]
     failures = sum(item.status == "mismatch" for _, _, item in cases)
     suite = ElementTree.Element(
         "testsuite",
-        name=f"parity {report.model.get('name', '')}",
+        name=printable(f"parity {report.model.get('name', '')}"),
         tests=str(len(cases)),
         failures=str(failures),
         errors="0",
@@ -143,9 +144,9 @@ def junit(report: Report) -> str:
             f"floor; a mismatch starts at {MISMATCH:g}"
         )
         causes = [
-            f"{found.cause}: {found.detail}. {found.mend}"
+            printable(f"{found.cause}: {found.detail}. {found.mend}")
             for found in report.diagnosis
-            if name in (found.layer, found.parameter)
+            if item.name in (found.layer, found.parameter)
         ]
         if item.status == "mismatch":
             failure = ElementTree.SubElement(case, "failure", type=item.status, message=text)

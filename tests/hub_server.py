@@ -1,4 +1,4 @@
-"""A server on this machine that answers as TF Hub does."""
+"""A server on this machine that answers as TF Hub and as Kaggle do."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ class Answer:
     # More than there is: the connection breaks in the middle.
     declared_length: int | None = None
     stalls: bool = False
+    # Seconds between bytes.
+    pause: float = 0
+    status: int = 200
 
 
 class HubServer:
@@ -28,6 +31,7 @@ class HubServer:
         self.requests: list[str] = []
         self._answers: dict[str, Answer] = {}
         self._handles: dict[str, str] = {}
+        self._redirects: dict[str, str] = {}
         self._stopped = threading.Event()
         hub = self
 
@@ -37,9 +41,9 @@ class HubServer:
                 address = urlsplit(self.path)
                 compressed = parse_qs(address.query).get("tf-hub-format") == ["compressed"]
                 if compressed and address.path in hub._handles:
-                    self.send_response(307)
-                    self.send_header("Location", hub._handles[address.path])
-                    self.end_headers()
+                    self._redirect(307, hub._handles[address.path])
+                elif address.path in hub._redirects:
+                    self._redirect(302, hub._redirects[address.path])
                 elif address.path in hub._handles:
                     self._send(Answer(PAGE, "text/html"))
                 elif address.path in hub._answers:
@@ -47,15 +51,25 @@ class HubServer:
                 else:
                     self.send_error(404)
 
+            def _redirect(self, status: int, target: str) -> None:
+                self.send_response(status)
+                self.send_header("Location", target)
+                self.end_headers()
+
             def _send(self, answer: Answer) -> None:
                 if answer.stalls:
                     hub._stopped.wait()
                     return
-                self.send_response(200)
+                self.send_response(answer.status)
                 self.send_header("Content-Type", answer.content_type)
                 self.send_header("Content-Length", str(answer.declared_length or len(answer.body)))
                 self.end_headers()
                 with contextlib.suppress(ConnectionError):
+                    if answer.pause:
+                        for byte in answer.body:
+                            self.wfile.write(bytes([byte]))
+                            if hub._stopped.wait(answer.pause):
+                                return
                     self.wfile.write(answer.body)
 
             def log_message(self, format: str, *args: object) -> None:
@@ -72,6 +86,13 @@ class HubServer:
         self._handles[handle] = f"{self.url}/storage{handle}.tar.gz"
         self._answers[f"/storage{handle}.tar.gz"] = Answer(archive)
         return self.url + handle
+
+    def publish_on_kaggle(self, model: str, archive: bytes) -> str:
+        """Serve an archive as the model "owner/model/framework/variation/version"; return that."""
+        path = f"/api/v1/models/{model}/download"
+        self._redirects[path] = f"{self.url}/kaggle-storage/{model}.tar.gz"
+        self._answers[f"/kaggle-storage/{model}.tar.gz"] = Answer(archive)
+        return model
 
     def serve(self, path: str, answer: Answer) -> str:
         """Give this answer, without a redirect, to every request for a path; return the URL."""

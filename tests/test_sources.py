@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import os
@@ -14,14 +15,15 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hub_server import PAGE, Answer, HubServer
 
-from converters import fetch
+from converters import archives, downloads
 from converters.fetch import Source, SourceError, open_source
-from converters.tensorflow import TensorFlowMissingError, quiet
+from converters.tensorflow import TensorFlowMissingError, import_tensorflow_hub, quiet
 
 DATA = Path(__file__).parent / "data"
 ARCHIVE = DATA / "era1_mini_base.tar.gz"
@@ -305,7 +307,6 @@ def test_checkpoint_that_is_named_but_not_there_is_an_error(training: Path) -> N
         ("x" * 5000, "File name too long"),
         ("null\0byte", "no such file or folder"),
         (os.devnull, "neither a file nor a folder"),
-        ("gs://bucket/a0.tar.gz", "give https://storage.googleapis.com/"),
         ("file:///home/a0", "for a file on this machine give its path"),
         ("ftp://example.com/a0.tar.gz", "a URL starts with http:// or https://"),
         ("tfhub.dev/tensorflow/movinet/a0/base/kinetics-600/classification/3", "with https://"),
@@ -466,14 +467,14 @@ def test_archive_that_announces_too_much_is_not_unpacked(tmp_path: Path) -> None
 def test_sizes_of_all_files_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.tar.gz"
     path.write_bytes(gzip.compress(tar({"a": bytes(60_000), "b": bytes(60_000)})))
-    monkeypatch.setattr(fetch, "MAX_UNPACKED_BYTES", 100_000)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 100_000)
     assert "more than 100000 bytes" in message(path)
 
 
 def test_zeros_behind_the_end_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.tar.gz"
     path.write_bytes(gzip.compress(tar(dict(TINY)) + bytes(10_000_000)))
-    monkeypatch.setattr(fetch, "MAX_UNPACKED_BYTES", 5_000_000)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 5_000_000)
     assert "more than 5000000 bytes" in message(path)
 
 
@@ -481,7 +482,7 @@ def test_archive_of_very_many_files_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.tar.gz"
-    monkeypatch.setattr(fetch, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
     path.write_bytes(gzip.compress(tar(dict(TINY))))
     assert opened(path).kind == "saved_model"
     path.write_bytes(gzip.compress(tar({**TINY, "assets": None})))
@@ -508,7 +509,11 @@ def test_full_disk_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.Monk
 # URLs
 
 
-def test_handle_is_downloaded_once_through_the_redirect(hub: HubServer, tmp_path: Path) -> None:
+def test_handle_is_downloaded_once_through_the_redirect(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tensorflow", "tensorflow_hub"):
+        monkeypatch.setitem(sys.modules, name, None)
     handle = "/tensorflow/movinet/a0/base/kinetics-600/classification/3"
     url = hub.publish(handle, ARCHIVE.read_bytes())
     first = opened(url)
@@ -551,45 +556,49 @@ GOOD = ARCHIVE.read_bytes()
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (None, "HTTP 404 Not Found"),
-        (Answer(PAGE, "text/html"), "no tar archive came"),
-        (Answer(b"short page", "text/html"), "no tar archive came"),
-        (Answer(b""), "no tar archive came"),
-        (Answer(GOOD[: len(GOOD) // 2]), "unexpected end of data"),
-        (Answer(GOOD[: len(GOOD) // 2], declared_length=len(GOOD)), "unexpected end of data"),
-        (Answer(gzip.compress(tar({"../evil": b""}))), "'../evil' is invalid"),
-        (Answer(tar_with(tarfile.SYMTYPE, "out", "/etc")), "Unexpected object type"),
-        (Answer(tar_with(tarfile.LNKTYPE, "out", "../evil")), "Unexpected object type"),
-        (Answer(tar_with(tarfile.CHRTYPE, "out")), "Unexpected object type"),
+        (None, "HTTP 404 Not Found; give the handle of a TF2 SavedModel on TF Hub or Kaggle"),
+        (Answer(PAGE, "text/html"), "no tar archive: it starts with b'<!DOCTYPE"),
+        (Answer(b"short page", "text/html"), "no tar archive: it starts with b'short page'"),
+        (Answer(b""), "no tar archive: it is empty"),
+        (Answer(b"", status=403), "HTTP 403 Forbidden; log in with a browser, download the file"),
+        (Answer(GOOD[: len(GOOD) // 2]), "the archive is damaged: Compressed file ended"),
+        (
+            Answer(GOOD[: len(GOOD) // 2], declared_length=len(GOOD)),
+            "the connection ended after 0.4 MB of 0.7 MB; check the address and the network",
+        ),
+        (Answer(gzip.compress(tar({"../evil": b""}))), "'../evil' would be extracted to"),
+        (Answer(gzip.compress(tar({"/evil": b""}))), "'/evil' is an absolute path"),
+        (Answer(tar_with(tarfile.SYMTYPE, "out", "/etc")), "'out' is a link or a special file"),
+        (Answer(tar_with(tarfile.LNKTYPE, "out", "../evil")), "'out' is a link or a special file"),
+        (Answer(tar_with(tarfile.CHRTYPE, "out")), "'out' is a link or a special file"),
+        (Answer(gzip.compress(tar({}))), "the archive is empty"),
     ],
 )
 def test_url_without_a_sound_archive_is_an_error_and_not_cached(
     hub: HubServer, tmp_path: Path, answer: Answer | None, expected: str
 ) -> None:
     url = hub.serve("/model.tar.gz", answer) if answer else f"{hub.url}/model.tar.gz"
-    text = message(url)
-    assert expected in text
-    assert "give the handle of a TF2 SavedModel on TF Hub or Kaggle" in text
+    assert expected in message(url)
     assert [file.name for file in tmp_path.rglob("evil")] == []
-    # Not even a lock, which would make the next download wait for minutes.
     assert list((tmp_path / "cache").iterdir()) == []
     hub.serve("/model.tar.gz", Answer(GOOD))
     assert opened(url).kind == "saved_model"
 
 
-def test_absolute_name_in_a_download_stays_in_the_cache(hub: HubServer, tmp_path: Path) -> None:
-    outside = tmp_path / "evil"
-    url = hub.serve("/a.tar.gz", Answer(gzip.compress(tar({str(outside): None, **TINY_FOLDERS}))))
-    assert opened(url).kind == "saved_model"
-    assert not outside.exists()
-
-
-TINY_FOLDERS: dict[str, bytes | None] = {"variables": None, **TINY}
+def test_limits_hold_for_downloads(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = hub.serve("/a.tar.gz", Answer(GOOD))
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
+    assert "it holds more than 2 files" in message(url)
+    monkeypatch.setattr(downloads, "MAX_UNPACKED_BYTES", 1000)
+    assert "it takes more than 1000 bytes" in message(url)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("members", "expected"),
-    [({}, "there is: nothing"), ({"notes.txt": b"x"}, "there is: notes.txt")],
+    [({"notes.txt": b"x"}, "there is: notes.txt"), ({"a": None}, "there is: a/")],
 )
 def test_download_without_a_model_says_where_it_is_kept(
     hub: HubServer, tmp_path: Path, members: dict[str, bytes | None], expected: str
@@ -617,7 +626,7 @@ def test_host_without_an_address_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_silent_server_is_given_up(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     text = message(hub.serve("/a", Answer(b"", stalls=True)))
     assert "no answer for 0.2 seconds; check the address and the network" in text
 
@@ -632,18 +641,134 @@ def test_cache_that_cannot_be_written_is_named(
     assert "set TFHUB_CACHE_DIR to a folder that is writable" in text
 
 
-def test_download_shows_its_progress_on_a_terminal(
+def test_download_that_trickles_is_given_up(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+    monkeypatch.setattr(downloads, "DEADLINE", 0.3)
+    text = message(hub.serve("/a", Answer(bytes(10**6), pause=0.05)))
+    assert "only 0.0 MB of 1.0 MB came in 0.3 seconds; download it by other means" in text
 
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
+
+def test_download_shows_how_far_and_how_fast(hub: HubServer) -> None:
+    url = hub.serve("/a", Answer(bytes(20), pause=0.05))
+    said: list[str] = []
+    with pytest.raises(SourceError), open_source(url, said.append):
+        pass
+    assert said[0] == f"fetching {url}"
+    assert len(said) > 2
+    assert all(text == f"fetching {url}: 0.0 MB of 0.0 MB, 0.0 MB/s" for text in said[1:])
+
+
+# Every spelling that people use.
+KAGGLE = "google/movinet/tensorFlow2/a0-base-kinetics-600-classification/3"
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        KAGGLE,
+        "google/movinet/TensorFlow2/a0-base-kinetics-600-classification/3",
+        "https://www.kaggle.com/models/google/movinet/TensorFlow2/a0-base-kinetics-600-classification/3",
+        "https://kaggle.com/models/google/movinet/tensorflow2/a0-base-kinetics-600-classification/3/",
+        "http://www.kaggle.com/models/google/movinet/tensorFlow2/"
+        "a0-base-kinetics-600-classification/3?tfhub-redirect=true",
+        "https://www.kaggle.com/models/google/movinet/frameworks/TensorFlow2/variations/"
+        "a0-base-kinetics-600-classification/versions/3",
+        "https://www.kaggle.com/models/google/movinet/tensorFlow2/"
+        "a0-base-kinetics-600-classification/versions/3",
+        f"https://www.kaggle.com/api/v1/models/{KAGGLE}/download",
+    ],
+)
+def test_kaggle_handle_is_downloaded_however_it_is_spelt(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handle: str
+) -> None:
+    monkeypatch.setattr(downloads, "KAGGLE", hub.url)
+    hub.publish_on_kaggle(KAGGLE, GOOD)
+    source = opened(handle)
+    assert source.provenance == {"source": handle, "sha256": MODEL_SHA256}
+    assert hub.requests == [
+        f"/api/v1/models/{KAGGLE}/download",
+        f"/kaggle-storage/{KAGGLE}.tar.gz",
+    ]
+    page = f"{hub.url}/models/google/movinet/TensorFlow2/a0-base-kinetics-600-classification/3"
+    assert source.path == tmp_path / "cache" / hashlib.sha1(page.encode()).hexdigest()
+    assert opened(KAGGLE).path == source.path
+    assert len(hub.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        "https://www.kaggle.com/models/google/movinet",
+        "https://www.kaggle.com/models/google/movinet/tensorFlow2/a0-base-kinetics-600-classification",
+        "https://www.kaggle.com/models/google/movinet/frameworks/TensorFlow2/variations/a0",
+    ],
+)
+def test_kaggle_handle_that_says_too_little_says_what_it_lacks(handle: str) -> None:
+    assert "a Kaggle handle names owner, model, framework, variation and version" in message(handle)
+
+
+def test_local_path_goes_before_a_handle_of_the_same_spelling(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, tmp_path / KAGGLE)
+    assert opened(KAGGLE).path == Path(KAGGLE)
+
+
+@pytest.mark.parametrize("form", ["gs://{}", "https://storage.googleapis.com/{}"])
+def test_file_on_cloud_storage_is_downloaded(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    name = "tf_model_garden/vision/movinet/movinet_a0_base.tar.gz"
+    monkeypatch.setattr(downloads, "STORAGE", hub.url)
+    hub.serve(f"/{name}", Answer(GOOD))
+    handle = form.replace("https://storage.googleapis.com", hub.url).format(name)
+    assert opened(handle).provenance["sha256"] == MODEL_SHA256
+
+
+def test_downloads_and_tensorflow_hub_find_what_the_other_has_kept(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorflow_hub = import_tensorflow_hub()
+    ours, theirs = hub.publish("/ours/1", GOOD), hub.publish("/theirs/1", GOOD)
+    path = opened(ours).path
+    there = Path(tensorflow_hub.resolve(theirs))
+    count = len(hub.requests)
+    assert Path(tensorflow_hub.resolve(ours)) == path
+    assert opened(theirs).path == there
+    assert len(hub.requests) == count
+    for folder, url in ((path, ours), (there, theirs)):
+        text = folder.with_name(f"{folder.name}.descriptor.txt").read_text("utf-8")
+        assert text.startswith(f"Module: {url}\nDownload Time: ")
+    assert len(list(path.parent.iterdir())) == 4
+
+
+@pytest.mark.parametrize("answer", [Answer(GOOD), Answer(PAGE), None])
+def test_tensorflow_hub_downloads_when_it_is_asked_to(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, answer: Answer | None
+) -> None:
+    tensorflow_hub, asked = import_tensorflow_hub(), []
+    resolve = tensorflow_hub.resolve
+    monkeypatch.setattr(tensorflow_hub, "resolve", lambda h: asked.append(h) or resolve(h))
+    monkeypatch.setenv(downloads.SETTING, "tensorflow_hub")
+    url = hub.serve("/a.tar.gz", answer) if answer else f"{hub.url}/a.tar.gz"
+    if answer is None:
+        assert "HTTP 404 Not Found; give the handle" in message(url)
+    elif answer.body == PAGE:
+        assert "no tar archive came, or not all of one" in message(url)
+    else:
+        assert opened(url).provenance["sha256"] == MODEL_SHA256
+    assert asked == [url]
+
+
+def test_two_downloads_at_once_end_with_one_whole_folder(hub: HubServer) -> None:
     url = hub.publish("/model/1", GOOD)
-    opened(url)
-    assert f"Downloaded {url}, Total size: 6" in screen.getvalue()
+    with ThreadPoolExecutor(4) as pool:
+        found = {source.path for source in pool.map(opened, [url] * 4)}
+    (path,) = found
+    assert (path / "saved_model.pb").is_file()
+    assert len(list(path.parent.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -660,7 +785,7 @@ def test_malformed_url_says_what_is_wrong(url: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "1"])
-def test_download_leaves_settings_and_standard_output_alone(
+def test_download_by_tensorflow_hub_leaves_settings_and_standard_output_alone(
     hub: HubServer,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -672,6 +797,7 @@ def test_download_leaves_settings_and_standard_output_alone(
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
+    monkeypatch.setenv(downloads.SETTING, "tensorflow_hub")
     opened(hub.serve("/a.tar.gz", Answer(GOOD)))
     assert [os.environ.get(name) for name in names] == [value, value]
     assert socket.getdefaulttimeout() is None
@@ -690,6 +816,7 @@ def test_missing_tensorflow_says_what_to_install(
         if name.partition(".")[0] == "tensorflow_hub":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setenv(downloads.SETTING, "tensorflow_hub")
     with pytest.raises(TensorFlowMissingError) as caught:
         opened("https://tfhub.dev/tensorflow/movinet/a0/base/kinetics-600/classification/3")
     assert "\n" not in str(caught.value)

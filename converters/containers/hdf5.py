@@ -81,12 +81,8 @@ def read_keras(path: Path) -> SourceVariables:
 
 def _read(file: Path | IO[bytes], name: Path, config: Any = None) -> SourceVariables:
     """List the variables of an HDF5 file; `config` is the model's, if it is kept elsewhere."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ConversionError(
-            f"reading {name} needs h5py ({error}): run pip install 'movinet-port[tf]'"
-        ) from error
+    import h5py  # when a file needs it, and not with every other container
+
     try:
         opened = h5py.File(file, "r")
         variables = [

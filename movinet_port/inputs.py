@@ -7,8 +7,27 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from movinet_port.errors import CheckpointError
+from movinet_port.errors import CheckpointError, MovinetPortError
 from movinet_port.transforms import ClipTransform
+
+# Far above what any network is made for, and still within a computer's memory.
+LARGEST_SIDE = 4096
+MOST_PIXELS = 1 << 28  # of a clip: 3.2 GB
+HIGHEST_RATE = 1000.0  # frames per second
+
+
+def check_clip(frames: int, height: int, width: int, batch: int = 1) -> None:
+    """Refuse a clip that no memory has room for.
+
+    Raises:
+        MovinetPortError: a side or the whole is too large.
+    """
+    if max(height, width) > LARGEST_SIDE or batch * frames * height * width > MOST_PIXELS:
+        clips = f"{batch} clips" if batch > 1 else "a clip"
+        raise MovinetPortError(
+            f"{clips} of {frames} frames of {height} x {width} pixels: expected sides of at most "
+            f"{LARGEST_SIDE} pixels, and {MOST_PIXELS} pixels in all; take fewer or smaller frames"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +39,25 @@ class InputFormat:
         resize: what the shorter side of a frame is scaled to before the centre is cut out.
         frames_per_second: of the clip.
         frames: of the clip.
+
+    Raises:
+        MovinetPortError: no memory has room for such a clip, or no camera is so fast.
     """
 
     size: int
     resize: int
     frames_per_second: float
     frames: int
+
+    def __post_init__(self) -> None:
+        check_clip(self.frames, self.size, self.size)
+        check_clip(1, self.resize, self.resize)
+        # A NaN is not above 0.
+        if not 0 < self.frames_per_second <= HIGHEST_RATE:
+            raise MovinetPortError(
+                f"{self.frames_per_second:g} frames per second: expected a rate above 0, and at "
+                f"most {HIGHEST_RATE:g}"
+            )
 
     @property
     def seconds(self) -> float:
@@ -59,7 +91,10 @@ class InputFormat:
                 f"the input's {', '.join(map(str, wrong))} is missing, unknown or no number above "
                 f"0; expected {', '.join(names)}"
             )
-        return cls(**data)
+        try:
+            return cls(**data)
+        except MovinetPortError as error:
+            raise CheckpointError(f"the input: {error}") from error
 
 
 def published_input(name: str) -> InputFormat | None:

@@ -18,7 +18,7 @@ from movinet_port.ensemble import check_members
 from movinet_port.errors import MovinetPortError
 from movinet_port.fast import InferenceNetwork
 from movinet_port.fast import optimize as optimized
-from movinet_port.inputs import InputFormat, published_input
+from movinet_port.inputs import HIGHEST_RATE, InputFormat, published_input
 from movinet_port.labels import check_labels
 from movinet_port.loading import build_from
 from movinet_port.model import MoViNet
@@ -259,6 +259,8 @@ def _input_format(
     frames: int | None,
 ) -> InputFormat:
     known = checkpoint.input or published_input(checkpoint.spec.name)
+    if fps is not None and not 0 < fps <= HIGHEST_RATE:
+        raise PredictError(f"--fps {fps:g}: expected a rate above 0, and at most {HIGHEST_RATE:g}")
     if known is None:
         if size is None or fps is None:
             raise PredictError(

@@ -425,6 +425,9 @@ def test_a_mismatch_is_exit_code_1(weights, tmp_path, capfd, monkeypatch) -> Non
 
 BAD = {
     "no size": (["--to", "onnx", "--size", "0"], "expected a number of pixels, or HEIGHTxWIDTH"),
+    "large": (["--to", "onnx", "--size", "100000"], "HEIGHTxWIDTH, such as 172, of at most 4096"),
+    "large in all": (["--to", "onnx", "--size", "4096", "--frames", "17"], "17 frames of 4096 x"),
+    "many": (["--to", "onnx", "--size", "32", "--frames", "1000000000"], "1000000000 frames of 32"),
     "no target": (["--to", "onix"], "onnx"),
     "no frames": (["--to", "onnx", "--frames", "0"], "--frames"),
     "free size": (["--to", "exported-program"], "--size"),

@@ -569,6 +569,8 @@ def test_the_command_ends_with_1_and_names_the_cause(reference, tmp_path):
     [
         (("--size", "big"), "--size big: expected"),
         (("--chunks", "1,,2"), "--chunks 1,,2: expected"),
+        (("--frames", "1000000000"), "1000000000 frames of 64 x 64 pixels: expected"),
+        (("--size", "100000"), "--size 100000: expected"),
         (("--input", "none.npy"), "no such file"),
     ],
 )

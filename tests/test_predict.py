@@ -252,6 +252,20 @@ def test_a_damaged_input_is_one_line(tmp_path: Path, checkpoint: Any, change: An
         movinet_port.load_checkpoint(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize(
+    "change", [{"size": 10**9}, {"frames": 10**9}, {"frames_per_second": 1e9}, {"resize": 5000}]
+)
+def test_an_input_that_no_memory_has_room_for_is_one_line(
+    tmp_path: Path, checkpoint: Any, change: Any
+) -> None:
+    movinet_port.save(checkpoint(), tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content["input"].update(change)
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(movinet_port.CheckpointError, match=r"a\.pt: the input: .* at most"):
+        movinet_port.load_checkpoint(tmp_path / "a.pt")
+
+
 # Several videos.
 
 
@@ -422,6 +436,13 @@ def _bad(name: str, tmp_path: Path, files: dict[str, Path], checkpoint: Any) -> 
         "plot-of-two": ["--weights", stream, "--plot", tmp_path / "a.png", video, video],
         "plot-nowhere": ["--weights", stream, "--plot", tmp_path / "x" / "a.png", video],
         "device": ["--weights", base, "--device", "abacus", video],
+        "size": ["--weights", base, "--size", "100000", video],
+        "resize": ["--weights", base, "--resize", "100000", video],
+        "frames": ["--weights", base, "--frames", "1000000", video],
+        "frames-of-a-stream": ["--weights", stream, "--size", "4096", "--frames", "17", video],
+        "fps": ["--weights", base, "--fps", "1e9", video],
+        "fps-nan": ["--weights", base, "--fps", "nan", video],
+        "fps-infinite": ["--weights", stream, "--fps", "inf", video],
         "two-cameras": ["--weights", stream, "--weights", files["stream2.pt"], "webcam"],
     }[name]
 
@@ -442,6 +463,13 @@ BAD = {
     "plot-of-two": "draw one video, found 2",
     "plot-nowhere": "No such file or directory",
     "device": "cannot run on 'abacus'",
+    "size": "6 frames of 100000 x 100000 pixels: expected sides of at most 4096 pixels",
+    "resize": "100000 x 100000 pixels: expected sides of at most 4096 pixels",
+    "frames": "1000000 frames of 32 x 32 pixels: expected",
+    "frames-of-a-stream": "17 frames of 4096 x 4096 pixels: expected",
+    "fps": "--fps 1e+09: expected a rate above 0, and at most 1000",
+    "fps-nan": "--fps nan: expected a rate above 0",
+    "fps-infinite": "--fps inf: expected a rate above 0",
     "two-cameras": "give one --weights",
 }
 

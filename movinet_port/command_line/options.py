@@ -7,9 +7,7 @@ import re
 import click
 
 from movinet_port.errors import MovinetPortError
-
-# Larger frames are a slip of the finger: no network was made for a hundredth of it.
-MOST_PIXELS = 1 << 14
+from movinet_port.inputs import LARGEST_SIDE
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.4 only
@@ -25,9 +23,9 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.4 o
             return value
         match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", str(value))
         size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= min(size) <= max(size) <= MOST_PIXELS:
+        if not 0 < max(size) <= LARGEST_SIDE:
             raise MovinetPortError(
                 f"--size {value}: expected a number of pixels, or HEIGHTxWIDTH, such as 172, "
-                f"of at most {MOST_PIXELS}"
+                f"of at most {LARGEST_SIDE}"
             )
         return size

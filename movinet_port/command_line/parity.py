@@ -24,6 +24,7 @@ from movinet_port.fast import optimize as optimised
 from movinet_port.fast.aot import read_package
 from movinet_port.fast.optimize import fold_network
 from movinet_port.files import check_outputs, whole_file
+from movinet_port.inputs import check_clip as check_size
 from movinet_port.loading import load
 from movinet_port.progress import on_terminal, show_progress
 from movinet_port.spec import Activation, Gate, ModelSpec
@@ -262,7 +263,9 @@ def _clip(
 ) -> Any:
     if source != "random":
         return read_clip(source, frames, size)
-    return random_clip(batch, frames or _FRAMES, size or _published_size(spec), seed)
+    size = size or _published_size(spec)
+    check_size(frames or _FRAMES, *size, batch)
+    return random_clip(batch, frames or _FRAMES, size, seed)
 
 
 def _published_size(spec: ModelSpec | None) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from movinet_port.export.programs import (
 )
 from movinet_port.export.shape import ClipShape, input_axes
 from movinet_port.files import whole_file
-from movinet_port.inputs import published_input
+from movinet_port.inputs import check_clip, published_input
 from movinet_port.model import MoViNet
 
 Notes: TypeAlias = tuple[tuple[str, str], ...]
@@ -223,6 +223,7 @@ def export_checkpoint(
     kind = targets[target]
     shape = ClipShape() if shape is None else shape
     title = f"{'an' if kind.title[0] in 'aeiou' else 'a'} {kind.title}"
+    check_clip(shape.frames or 1, shape.height or 1, shape.width or 1, shape.batch or 1)
     if shape != ClipShape() and kind.sizes == "none":
         raise ExportError(
             f"{title} has no sizes of a clip in it and leaves every size free; leave --batch, "

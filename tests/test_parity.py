@@ -540,6 +540,7 @@ def test_the_command_writes_json_and_junit_and_ends_with_0(tmp_path):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.output.startswith("parity: ")
+    assert "\nnext  'movinet-port predict' " in done.output
     data = json.loads((tmp_path / "out.json").read_text())
     assert data["input"]["chunks"] == [1, 2]
     assert data["input"]["shape"] == [1, 3, 3, 33, 40]
@@ -560,6 +561,9 @@ def test_the_command_ends_with_1_and_names_the_cause(reference, tmp_path):
     assert done.exit_code == 1
     assert done.output.startswith("mismatch: ")
     assert "stem.conv.weight  kernel-flip" in done.output
+    # The cause comes before the layers that it is in.
+    assert done.output.index("\ncause  ") < done.output.index("\nlayer  ")
+    assert "\nnext  " not in done.output
     failures = ElementTree.parse(tmp_path / "out.xml").getroot().iter("failure")
     assert any("kernel-flip" in (failure.text or "") for failure in failures)
 

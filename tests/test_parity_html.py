@@ -255,6 +255,20 @@ def test_the_verdict_and_the_diagnosis_come_first():
     assert diagnosis.index("kernel-flip") < diagnosis.index("unknown")
 
 
+def test_the_page_leads_with_a_cause_and_its_mend_and_says_once_what_a_tap_is():
+    page = Page(render_html(faulty()))
+    ((_, first),) = page.find("p", **{"class": "first"})
+    assert first == (
+        "kernel-flip in block0_layer0.expansion.conv.weight: it is reversed along width. "
+        "Flip it along width."
+    )
+    classes = [found.get("class") for tag, found, _ in page.elements if tag == "p"]
+    assert classes.index("first") < classes.index("headline")
+    ((_, body),) = page.find("body")
+    assert body.count("A tap is ") == 1
+    assert not Page(render_html(report_of(layer("a", 1.0, 1.0)))).find("p", **{"class": "first"})
+
+
 def test_of_many_places_of_one_cause_every_one_is_in_the_page():
     names = [f"block{number}_layer0.squeeze_excitation" for number in range(20)]
     found = [Diagnosis(name, None, "gate", "g", 900.0, 0.5, "Mend.") for name in names]
@@ -502,6 +516,14 @@ ROWS = "[...document.querySelectorAll('#layers-table tbody tr')].filter(row => !
 JSON = "JSON.parse(document.getElementById('report').textContent)"
 
 
+def unfold(browser):
+    """Show the layers too that have no error of their own."""
+    browser.value(
+        "(() => { const box = document.querySelector('#layers input[name=introduces]');"
+        "box.checked = false; box.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+
+
 def order(browser):
     return browser.value(f"{ROWS}.map(row => Number(row.dataset.index))")
 
@@ -530,6 +552,7 @@ class TestInChromium:
     def test_its_numbers_are_the_jsons(self, browser, pages):
         address, report = pages["wrong"]
         browser.open(address)
+        unfold(browser)
         held = browser.value(JSON)
         assert held == report.to_dict()
         cells = browser.value(
@@ -548,6 +571,7 @@ class TestInChromium:
     def test_its_table_sorts(self, browser, pages):
         address, report = pages["wrong"]
         browser.open(address)
+        unfold(browser)
         layers = report.to_dict()["layers"]
         numbers = list(range(len(layers)))
         assert order(browser) == numbers
@@ -575,11 +599,23 @@ class TestInChromium:
 
     def test_an_infinite_error_sorts_first_and_a_missing_one_last(self, browser, pages):
         browser.open(pages["hostile"][0])
+        unfold(browser)
         for key, place in (("end_to_end", 0), ("introduced", -1)):
             browser.value(
                 f"document.querySelector('#layers-table th[data-key={key}] button').click()"
             )
             assert order(browser)[place] == 3
+
+    def test_layers_that_only_inherit_an_error_are_folded(self, browser, pages):
+        address, report = pages["wrong"]
+        browser.open(address)
+        own = [index for index, layer in enumerate(report.layers) if layer.introduces]
+        assert order(browser) == own
+        assert sum(not layer for layer in report.layers) > len(own) > 0
+        unfold(browser)
+        assert len(order(browser)) == len(report.layers)
+        browser.open(pages["right"][0])
+        assert len(order(browser)) == len(pages["right"][1].layers)
 
     def test_its_table_filters(self, browser, pages):
         address, report = pages["wrong"]
@@ -589,7 +625,8 @@ class TestInChromium:
         def shown(field, value):
             browser.value(
                 "(() => { const form = document.querySelector('form[data-for=layers-table]');"
-                f"form.reset(); const field = form.elements['{field}'];"
+                "form.reset(); form.elements.introduces.checked = false;"
+                f"const field = form.elements['{field}'];"
                 f"field.{'checked' if value is True else 'value'} = {json.dumps(value)};"
                 "field.dispatchEvent(new Event('input', {bubbles: true})); })()"
             )

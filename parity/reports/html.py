@@ -74,11 +74,13 @@ def render_html(report: Report) -> str:
     page: str = _template().render(
         data=data,
         headline=_headline(data),
+        first=next((d for d in data["diagnosis"] if d["cause"] != "unknown"), None),
         tallies=_tallies(data),
         causes=_causes(data["diagnosis"]),
         curve=_curve(data["layers"]),
         worst=_worst(report, data["layers"]),
         scale=_heat_scale(data["layers"]),
+        folds=_folds(data["layers"]),
         chunked=any(len(layer["chunks"]) > 1 for layer in data["layers"]),
         noted={key: any(item["note"] for item in data[key]) for key in ("layers", "states")},
         style=_resource("report.css"),
@@ -160,6 +162,12 @@ def _headline(data: Data) -> str:
     places += f" and {_off(states)} of {_count(len(states), 'state')}" if states else ""
     verb = "introduces an error of its own" if own == 1 else "introduce an error of their own"
     return f"{places} are off in {name}, compared with {other}; {own} of the taps {verb}."
+
+
+def _folds(layers: Sequence[Data]) -> bool:
+    """Whether layers only hand on other layers' errors, so that those stand out without them."""
+    off = [layer for layer in layers if layer["status"] != "match"]
+    return 0 < sum(layer["introduces"] for layer in off) < len(off)
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,6 +15,10 @@ from movinet_port.progress import plain
 from parity.reports.report import MISMATCH, SUSPECT, Diagnosis, LayerResult, Report, StateResult
 
 _WORST = 8
+NEXT = (
+    "'movinet-port predict' watches a video with it, 'finetune' trains it on classes of your own, "
+    "'export' writes it for other runtimes; --help shows how"
+)
 _COLOURS = {"match": "green", "parity": "green", "suspect": "yellow", "mismatch": "red"}
 
 
@@ -51,6 +55,9 @@ def units(error: float | None) -> str:
 def lines(report: Report) -> Iterator[str]:
     """Yield the report as plain lines, for pipes."""
     yield verdict_line(report)
+    for found in report.diagnosis:
+        what = f"{_place(found)}  {found.cause}  {found.detail}  ({_gain(found)})"
+        yield f"cause  {what}  {found.mend}"
     for layer in _listed(report):
         yield (
             f"layer  {layer.name}  {layer.status}  introduced {units(layer.introduced)}  "
@@ -62,18 +69,25 @@ def lines(report: Report) -> Iterator[str]:
             f"state  {state.name}  {state.status}  after clip {state.chunk}  "
             f"introduced {units(state.introduced)}  end to end {units(state.end_to_end)}"
         )
-    for found in report.diagnosis:
-        what = f"{_place(found)}  {found.cause}  {found.detail}  ({_gain(found)})"
-        yield f"cause  {what}  {found.mend}"
+    if report:
+        yield f"next  {NEXT}"
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Show a report: the verdict, the worst layers, the causes."""
+    """Show a report: the verdict, the causes, the worst layers; after parity, what comes next."""
     if not console.is_terminal:
         for line in lines(report):
             console.print(printable(line), markup=False, soft_wrap=True)
         return
     console.print(f"[bold {_COLOURS[report.verdict]}]{plain(verdict_line(report))}[/]")
+    for cause, group in groupby(report.diagnosis, key=lambda found: found.cause):
+        found = list(group)
+        console.print(f"\n[bold]{cause}[/] in {len(found)} place{'s' if len(found) > 1 else ''}")
+        for one in found[:_WORST]:
+            console.print(f"  {plain(_place(one))}: {plain(one.detail)} ({_gain(one)})")
+            console.print(f"    {plain(one.mend)}", style="dim")
+        if len(found) > _WORST:
+            console.print(f"  and {len(found) - _WORST} more, see --json or --report")
     table = Table(box=None, pad_edge=False)
     for heading in ("layer", "status", "introduced", "end to end", "floor"):
         table.add_column(heading, justify="left" if heading in ("layer", "status") else "right")
@@ -88,14 +102,8 @@ def print_report(report: Report, console: Console) -> None:
     if table.row_count:
         console.print("\nWorst layers, errors in units of the rounding floor:")
         console.print(table)
-    for cause, group in groupby(report.diagnosis, key=lambda found: found.cause):
-        found = list(group)
-        console.print(f"\n[bold]{cause}[/] in {len(found)} place{'s' if len(found) > 1 else ''}")
-        for one in found[:_WORST]:
-            console.print(f"  {plain(_place(one))}: {plain(one.detail)} ({_gain(one)})")
-            console.print(f"    {plain(one.mend)}", style="dim")
-        if len(found) > _WORST:
-            console.print(f"  and {len(found) - _WORST} more, see --json or --report")
+    if report:
+        console.print(f"\nNext: {NEXT}", markup=False)
 
 
 def _listed(report: Report) -> Sequence[LayerResult]:

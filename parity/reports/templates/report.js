@@ -4,7 +4,7 @@
   const tip = document.getElementById("tip");
   const statuses = ["match", "suspect", "mismatch"];
 
-  // As in report_html.py; null is infinite or not a number.
+  // As in html.py; null is infinite or not a number.
   const short = (value) => {
     if (value === null) return "∞";
     const size = Math.abs(value);
@@ -84,13 +84,15 @@
     filter(form);
   }
 
+  const unfold = (form) => {
+    form.reset();
+    if (form.elements.introduces) form.elements.introduces.checked = false;
+    filter(form);
+  };
   const show = (index) => {
     const row = document.getElementById(`layer-${index}`);
     const form = document.querySelector('form[data-for="layers-table"]');
-    if (row.hidden) {
-      form.reset();
-      filter(form);
-    }
+    if (row.hidden) unfold(form);
     for (const pointed of document.querySelectorAll("tr.pointed")) {
       pointed.classList.remove("pointed");
     }
@@ -176,5 +178,6 @@
   // Paper cannot be unfolded.
   window.addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details")) details.open = true;
+    document.querySelectorAll("form.filter").forEach(unfold);
   });
 })();

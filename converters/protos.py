@@ -7,6 +7,7 @@ code, and TensorFlow's own messages of the same names may be loaded in the same 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -221,6 +222,34 @@ def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     raise ValueError("a number is cut short")
 
 
+def fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yield (number, content, field with its number) of each field of a serialised message.
+
+    The number is 0 of fields that are numbers themselves.
+
+    Raises:
+        ValueError: the data are no message.
+    """
+    at = 0
+    for _ in range(MOST_FIELDS):
+        if at == len(data):
+            return
+        start = at
+        key, at = varint(data, at)
+        size = {1: 8, 5: 4}.get(key & 7, 0)
+        if key & 7 == 2:
+            size, at = varint(data, at)
+        elif key & 7 == 0:
+            _, at = varint(data, at)
+        elif not size:
+            raise ValueError(f"a field of unknown kind {key & 7}")
+        if at + size > len(data):
+            raise ValueError("it ends within a field")
+        yield key >> 3 if key & 7 == 2 else 0, data[at : at + size], data[start : at + size]
+        at += size
+    raise ValueError(f"more than {MOST_FIELDS} parts")
+
+
 def take(data: memoryview, wanted: int) -> tuple[list[memoryview], bytes]:
     """Return the contents of the fields of one number, and the message without them.
 
@@ -233,24 +262,9 @@ def take(data: memoryview, wanted: int) -> tuple[list[memoryview], bytes]:
     """
     found: list[memoryview] = []
     rest: list[memoryview] = []
-    at = 0
-    for _ in range(MOST_FIELDS):
-        if at == len(data):
-            return found, b"".join(rest)
-        start = at
-        key, at = varint(data, at)
-        size = {1: 8, 5: 4}.get(key & 7, 0)
-        if key & 7 == 2:
-            size, at = varint(data, at)
-        elif key & 7 == 0:
-            _, at = varint(data, at)
-        elif not size:
-            raise ValueError(f"a field of unknown kind {key & 7}")
-        if at + size > len(data):
-            raise ValueError("it ends within a field")
-        if key == wanted << 3 | 2:
-            found.append(data[at : at + size])
+    for number, content, whole in fields(data):
+        if number == wanted:
+            found.append(content)
         else:
-            rest.append(data[start : at + size])
-        at += size
-    raise ValueError(f"more than {MOST_FIELDS} parts")
+            rest.append(whole)
+    return found, b"".join(rest)

@@ -37,9 +37,9 @@ class Functions(Mapping[str, Any]):
         self._path = path
         self._raw: dict[str, memoryview] = {}
         for function in protos.take(library, _FUNCTION)[0]:
-            for signature in protos.take(function, _SIGNATURE)[0]:
-                for name in protos.take(signature, _NAME)[0]:
-                    self._raw[bytes(name).decode()] = function
+            # Not to the end of each: there are a hundred thousand nodes.
+            signature = _first(function, _SIGNATURE)
+            self._raw[bytes(_first(signature, _NAME)).decode()] = function
 
     def __getitem__(self, name: str) -> Any:
         raw = self._raw[name]
@@ -201,6 +201,11 @@ def read(folder: Path) -> SavedModel:
         raise ConversionError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise _damaged(path, error) from error
+
+
+def _first(data: memoryview, wanted: int) -> memoryview:
+    found = (content for number, content, _ in protos.fields(data) if number == wanted)
+    return next(found, memoryview(b""))
 
 
 def _joined(parts: list[memoryview]) -> memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from converters import dialects
@@ -83,6 +84,9 @@ class Selection:
     ignore: tuple[str, ...] = ()
 
 
+# The moving average of a variable that tf-models-official's optimizer keeps.
+_AVERAGE_SLOT = re.compile(r"/\.OPTIMIZER_SLOT/.*/average$")
+
 Placed = tuple[Variable, dialects.Place]
 
 
@@ -98,7 +102,7 @@ def locate_variables(source: SourceVariables, selection: Selection | None = None
     outside: list[Variable] = []
     for variable in source.variables:
         (variables if _selected(variable, source, selection) else outside).append(variable)
-    places = [(variable, source.dialect.locate(variable.path)) for variable in variables]
+    places = [(variable, _place(variable, source.dialect)) for variable in variables]
     placed = [(variable, place) for variable, place in places if place is not None]
     unplaced = [variable for variable, place in places if place is None]
     if not placed:
@@ -109,18 +113,21 @@ def locate_variables(source: SourceVariables, selection: Selection | None = None
     networks = _networks(placed, source.dialect)
     averaged = [root for root in networks if dialects.AVERAGED.search(root)]
     plain = [root for root in networks if root not in averaged]
-    if selection.averages and not averaged:
+    slots = [v for v in unplaced if _AVERAGE_SLOT.search(v.path)]
+    if selection.averages and not averaged and not slots:
         raise ConversionError("it has no averaged weights; leave --ema out")
     parameters = _parameters(
         source, [item for root in plain or averaged for item in networks[root]]
     )
     if selection.averages:
         parameters |= _parameters(source, [item for root in averaged for item in networks[root]])
+        by_path = {_AVERAGE_SLOT.sub("", slot.path): slot for slot in slots}
+        parameters = {name: by_path.get(v.path, v) for name, v in parameters.items()}
     used = {id(variable) for variable in parameters.values()}
     others = [root for root in averaged if plain]
     outside += [v for v, _ in placed if id(v) not in used]
     unknown: list[Variable] = []
-    for variable in unplaced:
+    for variable in (v for v in unplaced if id(v) not in used):
         beside = variable.path.startswith(tuple(f"{r}{source.dialect.separator}" for r in others))
         known = beside or dialects.NOT_NETWORK.search(variable.path) or _is_counter(variable)
         (outside if known else unknown).append(variable)
@@ -135,7 +142,7 @@ def locate_variables(source: SourceVariables, selection: Selection | None = None
             f"a backbone without a classifier: it has {len(parameters)} variables of a MoViNet, "
             f"none of them the classifier's; give the file that the whole model was saved to"
         )
-    unused = "" if selection.averages else ", ".join(others)
+    unused = "" if selection.averages else ", ".join(others or [v.path for v in slots[:1]])
     return Located(parameters, tuple(outside), source.dialect, unused)
 
 
@@ -145,6 +152,13 @@ def _selected(variable: Variable, source: SourceVariables, selection: Selection)
         return False
     start = f"{selection.root}{source.dialect.separator}"
     return selection.root is None or any(name.startswith(start) for name in names)
+
+
+def _place(variable: Variable, dialect: dialects.Dialect) -> dialects.Place | None:
+    """Return where a variable goes by its path or, where that says nothing, by its full name."""
+    if dialects.NOT_NETWORK.search(variable.path):
+        return None
+    return dialect.locate(variable.path) or dialects.FULL_NAME.locate(variable.full_name)
 
 
 def _is_counter(variable: Variable) -> bool:

@@ -294,11 +294,14 @@ class _Recogniser:
                 self._settle("causal", None, self._looks_stream())
 
     def _looks_stream(self) -> bool:
-        """Whether the variables are those of a published stream model, but for the first ones."""
-        stream = PUBLISHED["stream"]
-        return self.findings["conv_type"].value != "3d" or (
-            self.findings["se_type"].value == stream["se_type"]
-        )
+        """Whether the variables are those of a published stream model, but for the first ones.
+
+        Where there is a squeeze-excitation, its width tells.
+        """
+        se_type = self.findings["se_type"].value
+        if se_type == "none":
+            return bool(self.findings["conv_type"].value != "3d")
+        return bool(se_type == PUBLISHED["stream"]["se_type"])
 
     def _hint(self) -> Published | None:
         """Return what is published where the source came from, if its variables fit that."""
@@ -322,9 +325,17 @@ class _Recogniser:
             era: Mapping[str, str] = _SUPPOSED["3d legacy" if legacy else "3d"]
         elif self.located.has_later_names():
             era, reason = _SUPPOSED["split era 3"], "named as since tf-models-official 2.8"
+        elif self._trained_by_authors_code():
+            era, reason = _SUPPOSED["split era 3"], "3d_2plus1d is what tf-models-official trains"
         else:
             era = _SUPPOSED["split era 2"]
         return era, reason if hint is None else _as_published(hint)
+
+    def _trained_by_authors_code(self) -> bool:
+        """Whether it is 3d_2plus1d under the names of the releases: none was ever published."""
+        conv_type = self.findings["conv_type"]
+        read = conv_type.value if conv_type.how == "read" else ""
+        return read == "3d_2plus1d" and not self.located.has_short_names()
 
     def _find_activations(self) -> None:
         supposed, reason = self._supposed()

@@ -427,7 +427,7 @@ def write_checkpoint(
                 slot_number,
                 f"{path}/.OPTIMIZER_SLOT/optimizer/{slot}",
                 f"{full_name}/{slot}",
-                np.zeros_like(record.value),
+                record.value / 2 if slot == "average" else np.zeros_like(record.value),
             )
             graph.nodes[optimizer].slot_variables.add(
                 original_variable_node_id=number, slot_name=slot, slot_variable_node_id=slot_number

@@ -660,6 +660,9 @@ def test_random_networks_are_recognised_from_their_variables(
     with tempfile.TemporaryDirectory() as folder:
         source = containers.write_checkpoint(variables, Path(folder) / "ckpt", names=names)
         checkpoint = converted(source).checkpoint
+    # Only training runs of the releases are in 3d_2plus1d: nothing such was published.
+    if names == "release" and spec.conv_type == "3d_2plus1d" and spec.se_type != "none":
+        spec = spec.replace(gate="hard_sigmoid_relu6")
     assert checkpoint.spec == spec
     assert_same(checkpoint.state_dict, containers.state_dict(variables))
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import containers
+import h5py
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from converters import ConversionError, convert_source
 from movinet_port import ModelSpec
+from movinet_port.checkpoint import load_checkpoint
+from movinet_port.command_line.cli import main
 
 Spec = Callable[..., ModelSpec]
 StateDict = dict[str, Tensor]
@@ -263,3 +269,157 @@ def test_foreign_tensor_is_named_unless_it_is_to_be_ignored(
     assert "are none of a MoViNet: criterion.weight; --ignore PATTERN" in text
     conversion = convert(path, ignore=["criterion.*"])
     assert conversion.outside == ("criterion.weight",)
+
+
+# TensorFlow ------------------------------------------------------------------------------------
+
+
+def renamed(
+    variables: list[containers.Record], path: Callable[[int, containers.Record], str]
+) -> list[containers.Record]:
+    return [
+        dataclasses.replace(record, object_path=path(number, record))
+        for number, record in enumerate(variables)
+    ]
+
+
+@pytest.mark.parametrize("mode", ["base", "stream"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        lambda number, record: f"layer_with_weights-0/{record.release}:0",
+        lambda number, record: f"_all_variables/{number}",
+    ],
+    ids=["hub.KerasLayer", "model.export"],
+)
+def test_full_name_tells_where_the_object_path_does_not(
+    path: Callable[[int, containers.Record], str], mode: str, mini_spec: Spec, tmp_path: Path
+) -> None:
+    variables = containers.records(mini_spec(mode))
+    extra = {
+        "layer_with_weights-0/_func/optimizer/_iterations": ("iteration", np.int64(3)),
+        "layer_with_weights-0/_func/keras_api/metrics/0/total": ("total", np.float32(1)),
+        "optimizer/_variables/7": ("Adam/m/stem/stem/conv3d/kernel", np.ones(3, np.float32)),
+    }
+    source = containers.write_checkpoint(
+        renamed(variables, path), tmp_path / "ckpt", root="", names="release", extra=extra
+    )
+    conversion = convert(source)
+    assert conversion.checkpoint.spec == mini_spec(mode)
+    assert same(conversion.checkpoint.state_dict, containers.state_dict(variables))
+    assert set(conversion.outside) == set(extra)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "hdf5"])
+def test_dense_head_on_top_is_refused_by_name(kind: str, mini_spec: Spec, tmp_path: Path) -> None:
+    variables = containers.records(mini_spec())
+    head = {"kernel": np.ones((5, 2), np.float32), "bias": np.ones(2, np.float32)}
+    if kind == "checkpoint":
+        extra = {f"layer_with_weights-1/{k}": (f"dense/{k}", v) for k, v in head.items()}
+        hub = renamed(variables, lambda number, record: f"layer_with_weights-0/{record.release}:0")
+        source = containers.write_checkpoint(
+            hub, tmp_path / "ckpt", root="", names="release", extra=extra
+        )
+    else:
+        source = containers.write_hdf5(variables, tmp_path / "x.h5")
+        with h5py.File(source, "a") as file:
+            for name, value in head.items():
+                file.create_dataset(f"dense/dense/{name}:0", data=value)
+    text = refusal(source)
+    assert "2 of" in text
+    assert all(f"dense/{name}" in text for name in head)
+
+
+def test_hdf5_of_a_compiled_model_is_read(mini_spec: Spec, tmp_path: Path) -> None:
+    variables = containers.records(mini_spec("stream"))
+    path = containers.write_hdf5(variables, tmp_path / "x.h5", whole_model=True)
+    with h5py.File(path, "a") as file:
+        for record in variables:
+            for slot in ("m", "v"):
+                name = f"optimizer_weights/Adam/{slot}/{record.later}:0"
+                file.create_dataset(name, data=np.zeros_like(record.value))
+        file.create_dataset("optimizer_weights/Adam/iteration:0", data=np.int64(9))
+    assert same(convert(path).checkpoint.state_dict, containers.state_dict(variables))
+
+
+@pytest.mark.parametrize("given", ["dir", "dir/", "dir/.", "dir/.index"])
+def test_checkpoint_with_an_empty_prefix_is_read(
+    given: str, mini_spec: Spec, tmp_path: Path
+) -> None:
+    variables = containers.records(mini_spec())
+    containers.write_checkpoint(variables, tmp_path / "dir/ckpt")
+    for file in sorted((tmp_path / "dir").iterdir()):
+        file.rename(file.with_name(file.name.removeprefix("ckpt")))
+    (tmp_path / "dir/checkpoint").write_text('model_checkpoint_path: "."\n')
+    source = f"{tmp_path}/{given}"
+    found = convert_source(source, verify=False).checkpoint.state_dict
+    assert same(found, containers.state_dict(variables))
+
+
+@pytest.mark.parametrize("conv_type", ["2plus1d", "3d_2plus1d"])
+def test_width_of_the_squeeze_excitation_tells_base_from_stream(
+    conv_type: str, mini_spec: Spec, tmp_path: Path
+) -> None:
+    spec = mini_spec(conv_type=conv_type)
+    source = containers.write_checkpoint(
+        containers.records(spec), tmp_path / "ckpt", names="release"
+    )
+    assert convert(source).checkpoint.spec == spec
+
+
+def test_gate_of_what_the_authors_train_is_era_3s(mini_spec: Spec, tmp_path: Path) -> None:
+    spec = mini_spec("stream", conv_type="3d_2plus1d")
+    variables = containers.records(spec)
+    source = containers.write_checkpoint(variables, tmp_path / "ckpt", names="release")
+    conversion = convert(source)
+    assert conversion.checkpoint.spec == spec.replace(gate="hard_sigmoid_relu6")
+    assert conversion.era == 3
+
+
+def test_averages_of_a_training_checkpoint_are_taken_when_asked_for(
+    mini_spec: Spec, tmp_path: Path
+) -> None:
+    variables = containers.records(mini_spec())
+    source = containers.write_checkpoint(
+        variables, tmp_path / "ckpt", slots=("momentum", "average")
+    )
+    plain = containers.state_dict(variables)
+    conversion = convert(source)
+    assert same(conversion.checkpoint.state_dict, plain)
+    assert conversion.averages.endswith("/.OPTIMIZER_SLOT/optimizer/average")
+    conversion = convert(source, ema=True)
+    assert same(conversion.checkpoint.state_dict, averaged(plain))
+    assert not conversion.averages
+
+
+def test_every_assumption_names_the_option_that_overrides_it(
+    mini_spec: Spec, tmp_path: Path
+) -> None:
+    source = containers.write_checkpoint(containers.records(mini_spec()), tmp_path / "ckpt")
+    given = {
+        "--mode": ("causal", "stream"),
+        "--gate": ("gate", "hard_sigmoid_relu6"),
+        "--activation": ("activation", "relu"),
+        "--classifier-activation": ("classifier_activation", "hard_swish"),
+        "--padding": ("causal_padding", "legacy"),
+        "--se-type": ("se_type", "2d"),
+        "--norm-epsilon": ("norm_epsilon", "0.01"),
+    }
+    output = tmp_path / "x.pt"
+    arguments = ["convert", "--hub-url", str(source), "-o", str(output)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assumed = set(load_checkpoint(output).provenance["assumed"])
+    for option, (field, _) in given.items():
+        # Without --mode stream there is no causal padding to assume.
+        assert (f"({option} says otherwise)" in text) == (field in assumed), option
+    assert assumed == {field for field, _ in given.values()} - {"causal_padding"} | {"strides"}
+    options = [word for option, (_, value) in given.items() for word in (option, value)]
+    result = CliRunner().invoke(main, arguments + options)
+    assert result.exit_code == 0, result.output
+    checkpoint = load_checkpoint(output)
+    assert set(checkpoint.provenance["assumed"]) == {"strides"}
+    for field, value in given.values():
+        found = getattr(checkpoint.spec, field)
+        assert found == {"stream": True, "0.01": 0.01}.get(value, value)

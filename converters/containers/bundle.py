@@ -65,11 +65,11 @@ class Bundle:
     """A checkpoint's tensors; the index is read at once, a tensor when it is asked for.
 
     Attributes:
-        prefix: the path of the index without ``.index``.
+        prefix: the path of the index without ``.index``; it may end in a slash.
         entries: by name, sorted.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path | str) -> None:
         """Read the index.
 
         Raises:
@@ -77,7 +77,7 @@ class Bundle:
         """
         self.prefix = prefix
         try:
-            items = _table(_whole(prefix.with_name(f"{prefix.name}.index")))
+            items = _table(_whole(Path(f"{prefix}.index")))
             self._shards, self.entries = _entries(items)
         except (OSError, ValueError) as error:
             raise self._damaged("index", error) from error
@@ -94,9 +94,7 @@ class Bundle:
             if name not in self.entries:
                 raise ValueError("it is not in the index")
             entry = self.entries[name]
-            path = self.prefix.with_name(
-                f"{self.prefix.name}.data-{entry.shard:05}-of-{self._shards:05}"
-            )
+            path = Path(f"{self.prefix}.data-{entry.shard:05}-of-{self._shards:05}")
             # Before memory is taken. Not mapped: a file that becomes shorter would end the process.
             there = path.stat().st_size
             if entry.offset + entry.size > there:
@@ -303,7 +301,7 @@ def write_bundle(prefix: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write a checkpoint of one data file.
 
     Args:
-        prefix: the path of the index without ``.index``.
+        prefix: the path of the index without ``.index``; it may end in a slash.
         tensors: by name; of numbers of a type that TensorFlow has, or of ``bytes`` objects.
 
     Raises:

@@ -95,8 +95,8 @@ def _named_in(state: Path) -> str | None:
         return None
     text = state.read_text(encoding="utf-8", errors="replace")
     match = re.search(r'^model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)
-    # A folder in it is one of the machine that trained.
-    return re.split(r"[/\\]", match[1])[-1] if match else None
+    # A folder in it is one of the machine that trained; "." is how an empty prefix is spelt.
+    return re.split(r"[/\\]", match[1])[-1].removeprefix(".") if match else None
 
 
 def _shards(index: Path) -> dict[int, dict[int, Path]]:
@@ -156,11 +156,19 @@ def read_checkpoint(index: Path) -> SourceVariables:
     Raises:
         ConversionError: the index is damaged, or has no object graph (a TF1 checkpoint).
     """
-    bundle = Bundle(index.with_name(index.name.removesuffix(_INDEX)))
+    bundle = Bundle(str(index).removesuffix(_INDEX))
     graph = bundle.object_graph()
     paths = object_paths(
         [[(child.local_name, child.node_id) for child in node.children] for node in graph.nodes]
     )
+    # A training run's moving averages and momenta are named by the variable that they belong to.
+    for optimizer, node in enumerate(graph.nodes):
+        for slot in node.slot_variables:
+            owner = paths.get(slot.original_variable_node_id)
+            if owner:
+                paths[slot.slot_variable_node_id] = (
+                    f"{owner}/.OPTIMIZER_SLOT/{paths.get(optimizer, optimizer)}/{slot.slot_name}"
+                )
     variables = []
     for number, node in enumerate(graph.nodes):
         for attribute in node.attributes:

@@ -31,7 +31,7 @@ from movinet_port.errors import MismatchError, MovinetPortError, nearest, one_li
 from movinet_port.files import check_outputs, whole_file
 from movinet_port.labels import read_labels
 from movinet_port.progress import on_terminal, show_progress
-from movinet_port.spec import Activation, CausalPadding, ConvType, Gate
+from movinet_port.spec import Activation, CausalPadding, ConvType, Gate, SEType
 from movinet_port.variants import list_models
 
 MISMATCH = 1
@@ -150,6 +150,13 @@ def main() -> None:
 @click.option("--gate", type=click.Choice(get_args(Gate)), help="Where no graph tells.")
 @click.option("--padding", type=click.Choice(get_args(CausalPadding)), help="Likewise.")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="Likewise.")
+@click.option("--se-type", type=click.Choice(get_args(SEType)), help="Likewise.")
+@click.option("--norm-epsilon", type=float, help="Of every batch normalisation; likewise.")
+@click.option(
+    "--classifier-activation",
+    type=click.Choice(get_args(Activation)),
+    help="Between the two classifier layers; likewise.",
+)
 @click.option(
     "--conv-type",
     type=click.Choice(get_args(ConvType)),
@@ -194,6 +201,9 @@ def convert(
     gate: str | None,
     padding: str | None,
     activation: str | None,
+    se_type: str | None,
+    norm_epsilon: float | None,
+    classifier_activation: str | None,
     conv_type: str | None,
     root: str | None,
     ema: bool,
@@ -215,6 +225,9 @@ def convert(
         "gate": gate,
         "causal_padding": padding,
         "activation": activation,
+        "se_type": se_type,
+        "norm_epsilon": norm_epsilon,
+        "classifier_activation": classifier_activation,
         "conv_type": conv_type,
     }
     if whole_catalogue or out is not None:

@@ -56,11 +56,28 @@ def _basis(deviation: Deviation, finding: Finding | None) -> str:
 
 
 def assumption_rows(conversion: Conversion) -> Rows:
-    """List what could not be read off the source."""
+    """List what could not be read off the source, and the option that says otherwise."""
     return [
-        ("" if number else "not read", f"{f.field} = {f.value} is {f.how}: {f.where}")
+        ("" if number else "not read", f"{f.field} = {f.value} is {f.how}: {f.where}{_option(f)}")
         for number, f in enumerate(f for f in conversion.findings if f.how != "read")
     ]
+
+
+# Field of a finding -> convert's option.
+_OPTIONS = {
+    "activation": "--activation",
+    "causal": "--mode",
+    "causal_padding": "--padding",
+    "classifier_activation": "--classifier-activation",
+    "gate": "--gate",
+    "norm_epsilon": "--norm-epsilon",
+    "se_type": "--se-type",
+}
+
+
+def _option(finding: Finding) -> str:
+    option = _OPTIONS.get(finding.field)
+    return f" ({option} says otherwise)" if finding.how == "assumed" and option else ""
 
 
 def verification_rows(agreement: Agreement) -> Rows:

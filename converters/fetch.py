@@ -16,7 +16,7 @@ from pathlib import Path
 
 from converters.archives import ACCEPTED, unpack
 from converters.containers import CONTAINERS, identify, identify_in
-from converters.containers.checkpoint import GRAPH_FILE
+from converters.containers.foreign import refuse_by_content, refuse_by_name
 from converters.downloads import download, recognise_handle
 from converters.errors import SourceError, SourceProblem, reason
 
@@ -87,6 +87,8 @@ def open_source(
                 unpack(archive, folder)
                 kind, path = identify_in(folder)
             files = CONTAINERS[kind].files
+            for file in files(path) if files else [path]:
+                refuse_by_content(file)
             provenance["sha256"] = _sha256(path) if files is None else _digest(path, files(path))
         except (SourceProblem, OSError) as error:
             raise SourceError(f"cannot read {name or repr('')}: {reason(error)}{advice}") from error
@@ -95,6 +97,8 @@ def open_source(
 
 def _identify(name: str) -> tuple[str, Path] | None:
     try:
+        if name:
+            refuse_by_content(Path(name))
         return identify(Path(name)) if name else None
     # A path that no file system has: with a null character, say.
     except ValueError:
@@ -106,15 +110,6 @@ def _say_nothing(message: str) -> None:
 
 
 # What is no source
-
-_OTHER_FILES = {
-    r"\.safetensors$": f"safetensors files are not read here; {ACCEPTED}",
-    r"\.(tflite|onnx|ckpt)$": f"this format is not read here; {ACCEPTED}",
-    r"\.zip$": "zip archives are not read here; unpack it and give the folder",
-    rf"^{re.escape(GRAPH_FILE)}$": "this is one file of a SavedModel; give the folder it is in",
-    r"^checkpoint$": "this file only names a checkpoint; give the folder it is in",
-    r"\.data-\d{5}-of-\d{5}$": "this is a part of a checkpoint; give its prefix or .index file",
-}
 
 _OTHER_NAMES = {
     r"file://": "for a file on this machine give its path",
@@ -132,9 +127,7 @@ def _as_archive(name: str) -> Path:
         raise SourceProblem(f"no such file or folder; {advice}")
     if not path.is_file():
         raise SourceProblem(f"neither a file nor a folder; {ACCEPTED}")
-    for pattern, text in _OTHER_FILES.items():
-        if re.search(pattern, path.name):
-            raise SourceProblem(text)
+    refuse_by_name(path)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from converters import ConversionError, convert_source
+from converters.containers.bundle import write_bundle
 from movinet_port import ModelSpec
 from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line.cli import main
+from movinet_port.errors import MovinetPortError
 
 Spec = Callable[..., ModelSpec]
 StateDict = dict[str, Tensor]
@@ -423,3 +427,123 @@ def test_every_assumption_names_the_option_that_overrides_it(
     for field, value in given.values():
         found = getattr(checkpoint.spec, field)
         assert found == {"stream": True, "0.01": 0.01}.get(value, value)
+
+
+# What is not read ------------------------------------------------------------------------------
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 132750539\n"
+
+
+class Whole(nn.Module):
+    pass
+
+
+def whole_module(path: Path) -> None:
+    torch.save(Whole(), path)
+
+
+def whole_module_of_old(path: Path) -> None:
+    torch.save({"model": Whole()}, path, _use_new_zipfile_serialization=False)
+
+
+def script(path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(str(path))
+
+
+def program(path: Path) -> None:
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
+
+
+def tensors(path: Path) -> None:
+    save_file({"vision.proj.weight": torch.ones(2, 2)}, path)
+
+
+def ours(path: Path) -> None:
+    save_file({"stem.conv.weight": torch.ones(2, 2)}, path, {"spec": "{}"})
+
+
+def pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"a": 1}))
+
+
+def holding(content: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(content) and None
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "expected"),
+    [
+        ("movinet_best.pt", holding(POINTER), ["Git LFS pointer", "git lfs pull"]),
+        (
+            "best.pth",
+            whole_module,
+            ["pickled object of test_saved_files.Whole", "model.state_dict()"],
+        ),
+        ("best", whole_module_of_old, ["pickled object of test_saved_files.Whole"]),
+        ("a.pt", script, ["TorchScript", "torch.save(model.state_dict(), PATH)"]),
+        ("a.pt2", program, ["exported by PyTorch (.pt2)"]),
+        ("a.pkl", pickled, ["Python pickle", "torch.save(model.state_dict(), PATH)"]),
+        ("a.pth", pickled, ["Python pickle"]),
+        ("a.safetensors", tensors, ["no MoViNet: none of its 1 variables", "vision.proj.weight"]),
+        ("a.safetensors", ours, ["is converted already"]),
+        ("a.safetensors", holding(b"anything"), ["cannot read it"]),
+        ("a.bin", tensors, ["safetensors file; give it the suffix"]),
+        ("a.onnx", holding(b"\x08\x07"), ["ONNX"]),
+        ("frozen.pb", holding(b"\n\x01"), ["frozen graph of TF1"]),
+        ("model.ckpt.meta", holding(b"\n\x01"), ["graph of a TF1 checkpoint"]),
+        ("a.msgpack", holding(b"\x81\xa6params"), ["Flax or JAX"]),
+        ("a.npz", holding(b"PK"), ["NumPy's arrays"]),
+    ],
+)
+def test_file_that_is_not_read_is_called_what_it_is(
+    name: str, write: Callable[[Path], None], expected: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(MovinetPortError) as caught:
+        convert(tmp_path / name)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert all(part in text for part in [name, *expected]), text
+
+
+@pytest.mark.parametrize("pointers", ["index", "data", "graph"])
+def test_pointers_in_the_place_of_a_models_files_are_told(pointers: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    (model / "variables").mkdir(parents=True)
+    for file, kind in (
+        ("saved_model.pb", "graph"),
+        ("variables/variables.index", "index"),
+        ("variables/variables.data-00000-of-00001", "data"),
+    ):
+        (model / file).write_bytes(POINTER if kind == pointers else b"something else")
+    with pytest.raises(MovinetPortError, match="Git LFS pointer"):
+        convert(model)
+
+
+def test_folder_of_orbax_is_told(tmp_path: Path) -> None:
+    (tmp_path / "_METADATA").write_bytes(b"{}")
+    with pytest.raises(MovinetPortError, match="Flax or JAX"):
+        convert(tmp_path)
+
+
+def test_checkpoint_of_tensorflow_1_is_told(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "model", {"conv/kernel": np.ones((2, 2), np.float32)})
+    assert "a checkpoint without an object graph (TensorFlow 1?)" in refusal(tmp_path / "model")
+
+
+def test_safetensors_of_the_first_port_are_read(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    save_file(port(mini_spec("stream")), tmp_path / "x.safetensors")
+    conversion = convert(tmp_path / "x.safetensors")
+    assert conversion.checkpoint.spec == mini_spec("stream")
+    wanted = containers.state_dict(containers.records(mini_spec("stream")))
+    assert same(conversion.checkpoint.state_dict, wanted)
+
+
+def test_numbers_of_numpy_beside_the_weights_are_read(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    content = {"net": port(mini_spec()), "acc": np.float64(91.5), "seen": np.int64(3)}
+    conversion = convert(saved(content, tmp_path / "x.pth"))
+    assert conversion.outside == ()

@@ -320,8 +320,7 @@ def test_source_that_is_not_there_says_what_to_give(given: str, expected: str) -
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a0.safetensors", "safetensors files are not read here"),
-        ("a0.tflite", "this format is not read here"),
+        ("a0.onnx", "this format is not read here"),
         ("a0.zip", "unpack it and give the folder"),
         ("saved_model.pb", "one file of a SavedModel; give the folder it is in"),
     ],

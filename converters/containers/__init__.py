@@ -20,7 +20,9 @@ from converters.containers.checkpoint import (
     saved_model_files,
 )
 from converters.containers.evidence import Evidence
+from converters.containers.foreign import refuse_by_name
 from converters.containers.hdf5 import find_hdf5, find_keras, read_hdf5, read_keras
+from converters.containers.safetensors import find_safetensors, read_safetensors
 from converters.containers.state_dict import find_state_dict, read_state_dict
 from converters.containers.tflite import (
     find_tflite,
@@ -76,6 +78,7 @@ CONTAINERS: dict[str, Container] = {
     "checkpoint": Container(find_checkpoint, read_checkpoint, files=checkpoint_files),
     "hdf5": Container(find_hdf5, read_hdf5, suffixes=(".h5", ".hdf5"), needs=("h5py",)),
     "keras": Container(find_keras, read_keras, suffixes=(".keras",), needs=("h5py",)),
+    "safetensors": Container(find_safetensors, read_safetensors, needs=("safetensors",)),
     "state_dict": Container(find_state_dict, read_state_dict, suffixes=(".pt", ".pth")),
     "tflite": Container(
         find_tflite,
@@ -121,6 +124,8 @@ def identify_in(folder: Path) -> tuple[str, Path]:
         raise SourceProblem(
             f"several models: {listing([entry.name for entry, _ in inner])}; give one"
         )
+    for name in ("_METADATA", "manifest.ocdbt"):
+        refuse_by_name(folder / name)
     there = listing([entry.name + "/" * entry.is_dir() for entry in entries]) or "nothing"
     raise SourceProblem(
         f"it holds no SavedModel ({GRAPH_FILE}) and no TF2 checkpoint (*.index), nor does one of "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -17,6 +19,12 @@ from converters.errors import ConversionError
 
 # How PyTorch before 1.6 begins a file: a number, pickled.
 _OLD_FORMAT = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+_NUMPY: list[Any] = [
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
+]
 
 # What torch.nn.utils.prune makes of a parameter: its value before, and what is kept of it.
 _UNPRUNED, _MASK = "_orig", "_mask"
@@ -43,9 +51,17 @@ def read_state_dict(path: Path) -> SourceVariables:
     """
     try:
         _check_sums(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts keep numpy's numbers beside the weights; making them runs nothing.
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file fails in as many ways as there are parsers inside torch.load.
     except Exception as error:
+        pickled = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        if pickled is not None:
+            raise ConversionError(
+                f"{path}: it holds a pickled object of {pickled[1]}, which only running its code "
+                f"unpacks; where it was made, save model.state_dict(), not the model"
+            ) from error
         raise ConversionError(
             f"{path}: cannot read it: no PyTorch file that loads with weights_only=True "
             f"({type(error).__name__}); save model.state_dict(), not the model, or get it again"

@@ -268,8 +268,10 @@ def _told_by_first_port(shapes: Mapping[str, tuple[Sequence[int], str]]) -> Stat
             if not doubled:
                 stated["se_type"] = ("3d", where)
             flat = len(depthwise[0]) == 4
-            stated["activation"] = ("hard_swish" if flat else "swish", depthwise[1])
-            stated["gate"] = ("hard_sigmoid_keras" if flat else "sigmoid", depthwise[1])
+            # It splits time in 2-D only.
+            if flat or not any(name.endswith("temporal_conv.weight") for name in shapes):
+                stated["activation"] = ("hard_swish" if flat else "swish", depthwise[1])
+                stated["gate"] = ("hard_sigmoid_keras" if flat else "sigmoid", depthwise[1])
             break
     return stated
 

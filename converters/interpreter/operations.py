@@ -195,7 +195,8 @@ def _elementwise(function: Callable[..., Any]) -> Compute:
     def compute(a: Attributes, *inputs: Tensor) -> Tensor:
         # Where shapes do not match, each element of one may meet each of another.
         if math.prod(x.numel() for x in inputs) > MOST_ELEMENTS:
-            bounded(torch.broadcast_shapes(*(x.shape for x in inputs)))
+            # Not torch.broadcast_shapes, which imports its compiler first: a second.
+            bounded(np.broadcast_shapes(*(x.shape for x in inputs)))
         return torch.as_tensor(function(*inputs))
 
     return compute
@@ -227,8 +228,8 @@ def _power(x: Tensor, y: Tensor) -> Tensor:
 def _equal(negated: bool) -> Compute:
     def compute(a: Attributes, x: Tensor, y: Tensor) -> Tensor:
         try:
-            shape = torch.broadcast_shapes(x.shape, y.shape)
-        except RuntimeError:
+            shape = np.broadcast_shapes(x.shape, y.shape)
+        except ValueError:
             if a["incompatible_shape_error"]:
                 raise
             return torch.tensor(negated)
@@ -513,7 +514,7 @@ def _matmul(a: Attributes, x: Tensor, y: Tensor) -> Tensor:
         raise UnsupportedError("a product that is marked as a gradient")
     x = x.mT if a.get("transpose_a") or a.get("adj_x") else x
     y = y.mT if a.get("transpose_b") or a.get("adj_y") else y
-    bounded([*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1]])
+    bounded([*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1]])
     return x @ y
 
 
@@ -738,7 +739,7 @@ def _select(a: Attributes, condition: Tensor, t: Tensor, e: Tensor) -> Tensor:
 
 
 def _select_v2(a: Attributes, condition: Tensor, t: Tensor, e: Tensor) -> Tensor:
-    bounded(torch.broadcast_shapes(condition.shape, t.shape, e.shape))
+    bounded(np.broadcast_shapes(condition.shape, t.shape, e.shape))
     return torch.where(condition.to(t.device), t, e)
 
 

@@ -121,7 +121,7 @@ class MoViNet(StatefulNetwork):
         if not self.spec.causal:
             return self._run(video, None)[0]
         shape = check_video(video)
-        logits, state = self._run(video, self._so_far(shape))
+        logits, state = self._run(video, self._so_far(video, shape))
         # Only now: a clip that failed is no part of the video.
         self._stream = shape, self._keep(state)
         return logits

@@ -16,7 +16,7 @@ from movinet_port.errors import StateError
 from movinet_port.fast.network import InferenceNetwork
 from movinet_port.fast.state import StateLayout, StreamState
 from movinet_port.model import MoViNet
-from movinet_port.streams import State
+from movinet_port.streams import State, check_finite
 
 # The states of the pool's videos, or of some; the batch is the first axis of every tensor.
 Rows = list[Tensor]
@@ -31,6 +31,8 @@ class StreamPool:
         slots: None, or the size of the batch that the network is always given, for a network
             that takes no other (compiled for a fixed batch). Slots without a stream, and streams
             without a clip in a step, are computed and thrown away.
+        finite_only: refuse clips with a NaN or an infinity, which would stay in their stream's
+            state for good. None of the step's clips counts then.
 
     Raises:
         StateError: the network is not causal.
@@ -50,12 +52,14 @@ class StreamPool:
         height: int,
         width: int,
         slots: int | None = None,
+        finite_only: bool = False,
     ) -> None:
         if slots is not None and (type(slots) is not int or slots < 1):
             raise StateError(f"slots is {slots!r}, expected a number of streams, or None")
         self.model = model
         self.size = (height, width)
         self.slots = slots
+        self.finite_only = finite_only
         made = _Readable if isinstance(model, MoViNet) else _Optimised
         self._states: _Readable | _Optimised = made(model, height, width)  # type: ignore[arg-type]
         self._streams: list[Hashable | None] = [None] * (slots or 0)
@@ -122,7 +126,7 @@ class StreamPool:
             stream -> (classes,) logits of its video so far.
 
         Raises:
-            StateError: a stream is not in the pool, or clips differ in shape.
+            StateError: a stream is not in the pool, clips differ in shape, or one is refused.
         """
         if not clips:
             return {}
@@ -176,6 +180,8 @@ class StreamPool:
                     f"frames for every stream of a step"
                 )
             frames = shape[1]
+            if self.finite_only:
+                check_finite(clip, f"stream {stream!r}: the clip")
 
 
 class _Readable:

@@ -136,7 +136,24 @@ def check_video(video: Tensor) -> VideoShape:
         )
     if video.shape[2] == 0:
         raise StateError("the clip has no frames, expected at least one")
+    if video.shape[0] == 0 or video.shape[3] == 0 or video.shape[4] == 0:
+        raise StateError(
+            f"the clip has shape {tuple(video.shape)}, expected at least one video and one pixel"
+        )
     return video.shape[0], video.shape[3], video.shape[4]
+
+
+def check_finite(video: Tensor, what: str = "the clip") -> None:
+    """Refuse a clip that would leave a NaN or an infinity in a stream's state.
+
+    Raises:
+        StateError: it has such a value.
+    """
+    if not video.isfinite().all():
+        raise StateError(
+            f"{what} has values that are NaN or infinite, which would stay in the state for the "
+            f"rest of the video; leave these frames out"
+        )
 
 
 def moved(state: Mapping[str, Tensor], fn: Callable[[Tensor], Tensor]) -> State:
@@ -169,9 +186,12 @@ class StatefulNetwork(nn.Module):
 
     Attributes:
         spec: the architecture.
+        finite_only: whether calls that remember refuse clips with a NaN or an infinity. To be set;
+            by default they do not look.
     """
 
     spec: ModelSpec
+    finite_only: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,12 +268,14 @@ class StatefulNetwork(nn.Module):
         check_state(self.spec, snapshot.state, snapshot.shape, self.device)
         self._stream = snapshot.shape, self._keep(snapshot.state)
 
-    def _so_far(self, shape: VideoShape) -> Any:
-        """Return what to go on from with a clip of a shape.
+    def _so_far(self, video: Tensor, shape: VideoShape) -> Any:
+        """Return what to go on from with a clip, whose shape is that of its video.
 
         Raises:
-            StateError: the clip is none of the video so far.
+            StateError: the clip is none of the video so far, or is refused.
         """
+        if self.finite_only:
+            check_finite(video)
         if self._stream is None:
             return self._keep(self.init_state(*shape))
         before, kept = self._stream

@@ -99,7 +99,7 @@ class Optimised(StatefulNetwork):
         shape = network.check(video)
         state = None
         if self.spec.causal:
-            state = StreamState.of(self._so_far(shape), network.dtype)
+            state = StreamState.of(self._so_far(video, shape), network.dtype)
         # As it is used. The activations come from a run that keeps them whole.
         logits, after = network.run(video, state)
         replaced = False

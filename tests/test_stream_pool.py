@@ -52,6 +52,24 @@ def test_each_stream_gets_its_own_logits(model: Any, videos: Any, slots: int | N
     assert (logits["a"] - logits["b"]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("slots", [None, 3])
+def test_frame_that_is_not_finite_is_refused_and_nothing_changes(
+    model: Any, videos: Any, slots: int | None
+) -> None:
+    pool = StreamPool(model, *SIZE, slots=slots, finite_only=True)
+    pool.join("a")
+    pool.join("b")
+    pool.step(frames(videos, {"a": 0, "b": 0}))
+    bad = frames(videos, {"a": 1, "b": 1})
+    bad["b"] = bad["b"].clone()
+    bad["b"][0, 0, 3, 5] = float("nan")
+    with pytest.raises(StateError, match="stream 'b': the clip has values that are NaN"):
+        pool.step(bad)
+    logits = pool.step(frames(videos, {"a": 1, "b": 1}))
+    for name in "ab":
+        torch.testing.assert_close(logits[name], alone(model, videos[name][:, :2]))
+
+
 # What happens at each tick: streams that join, streams that leave, and who has a frame.
 TICKS = [
     ("ab", "", "ab"),

@@ -421,6 +421,52 @@ def test_network_goes_on_from_a_snapshot(stream: Any, video: Any, level: str | N
 
 
 @pytest.mark.parametrize("level", [None, "eager"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_frame_that_would_poison_the_stream_is_refused_if_wanted(
+    stream: Any, video: Any, level: str | None, value: float
+) -> None:
+    model = stream()
+    network = model if level is None else optimize(model, level)
+    first, second = video().split([3, 4], dim=2)
+    expected, _ = step_through(model, video(), [7])
+    bad = second.clone()
+    bad[1, 2, 3, 5, 7] = value
+    network.finite_only = True
+    network(first)
+    with pytest.raises(StateError, match="NaN or infinite"):
+        network(bad)
+    torch.testing.assert_close(network(second), expected, rtol=0, atol=1e-10)
+    network.clean_activation_buffers()
+    network.finite_only = False
+    network(first)
+    network(bad)
+    assert not network(second)[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 2, 8, 8), (1, 3, 2, 0, 8), (1, 3, 2, 8, 0), (1, 3, 0, 8, 8)]
+)
+@pytest.mark.parametrize("mode", ["base", "stream"])
+@pytest.mark.parametrize("level", [None, "eager", "compile"])
+def test_clip_of_nothing_is_one_line_at_every_level(
+    mini_spec: Any, randomised: Any, level: str | None, mode: str, shape: tuple[int, ...]
+) -> None:
+    model = randomised(MoViNet(mini_spec(mode)))
+    network = model if level is None else optimize(model, level)
+    clip = torch.zeros(shape)
+    calls = [network]
+    if mode == "stream":
+        state = model.init_state(1, 8, 8)
+        calls.append(lambda clip: network.step(clip, state))
+    elif level != "compile":
+        calls.append(network.predict_clip)
+    for call in calls:
+        with pytest.raises(StateError, match="expected at least one") as caught:
+            call(clip)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("level", [None, "eager"])
 def test_video_is_forgotten_before_and_after_its_context(
     stream: Any, video: Any, level: str | None
 ) -> None:

@@ -79,7 +79,7 @@ class InferenceNetwork(StatefulNetwork):
         shape = self.check(video)
         if not self.spec.causal:
             return self.run(video, None)[0].clone()
-        logits, after = self.run(video, self._so_far(shape))
+        logits, after = self.run(video, self._so_far(video, shape))
         assert after is not None
         self._stream = shape, after
         return logits.clone()

@@ -45,7 +45,7 @@ class PredictError(MovinetPortError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class RunningPrediction:
     """The running prediction of a stream.
 
     Attributes:
@@ -155,7 +155,7 @@ class Predictor:
             means.append(torch.stack(each).mean(0))
         return Prediction(max(ends), frames, torch.stack(means).mean(0))
 
-    def stream(self, source: str, chunk: int = 1) -> Generator[Moment, None, None]:
+    def stream(self, source: str, chunk: int = 1) -> Generator[RunningPrediction, None, None]:
         """Yield the running prediction of a stream network as frames arrive.
 
         The memory it takes does not grow with the video. In an ensemble, each network sees the
@@ -308,7 +308,7 @@ def _run(
     frames: Iterator[Frame],
     chunk: int,
     device: torch.device,
-) -> Iterator[tuple[Moment, int]]:
+) -> Iterator[tuple[RunningPrediction, int]]:
     transform = made_for.transform()
     state = None
     seen = 0
@@ -320,7 +320,10 @@ def _run(
             logits, state = model.step(clip, state)
         seen += len(batch)
         last = batch[-1]
-        yield Moment(last.seconds, seen, logits[0].float().softmax(0).cpu(), last.image), number
+        yield (
+            RunningPrediction(last.seconds, seen, logits[0].float().softmax(0).cpu(), last.image),
+            number,
+        )
 
 
 @torch.inference_mode()

@@ -325,7 +325,7 @@ def _newest(model: str | None, mode: str | None) -> str:
         raise MovinetPortError(f"{error.args[0]}; name a source with --hub-url") from error
 
 
-class _Tried(Exception):
+class _NothingWritten(Exception):
     pass
 
 
@@ -339,8 +339,8 @@ def _check_output(path: str, suffix: str | None, source: str, labels: str | None
         )
     check_outputs({"-o": path}, [("the source", source), ("the file of labels", labels)])
     # A file that is not finished leaves nothing behind.
-    with contextlib.suppress(_Tried), whole_file(path):
-        raise _Tried
+    with contextlib.suppress(_NothingWritten), whole_file(path):
+        raise _NothingWritten
 
 
 @main.command()

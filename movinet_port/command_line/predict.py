@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from movinet_port.drawing import History
-    from movinet_port.predict import Guess, Moment, Prediction, Predictor
+    from movinet_port.predict import Guess, Prediction, Predictor, RunningPrediction
 
 
 @click.command()
@@ -207,7 +207,7 @@ def _predict_stream(
     # Nobody waits for each frame where nothing is shown for it.
     each = output.running or plot is not None or annotate is not None
     history = History() if plot is not None else None
-    seen: list[Moment] = []
+    seen: list[RunningPrediction] = []
     moments = _until_interrupted(video, predictor.stream(video, 1 if each else CHUNK))
     with contextlib.closing(moments):
         shown = _watch(video, moments, output, history, seen)
@@ -224,8 +224,8 @@ def _predict_stream(
 
 
 def _until_interrupted(
-    video: str, moments: Generator[Moment, None, None]
-) -> Generator[Moment, None, None]:
+    video: str, moments: Generator[RunningPrediction, None, None]
+) -> Generator[RunningPrediction, None, None]:
     """Let the first Ctrl-C end what has no other end, so that what was seen is not lost."""
     from movinet_port.video import is_live
 
@@ -253,11 +253,11 @@ def _until_interrupted(
 
 def _watch(
     video: str,
-    moments: Iterator[Moment],
+    moments: Iterator[RunningPrediction],
     output: _Output,
     history: History | None,
-    seen: list[Moment],
-) -> Iterator[Moment]:
+    seen: list[RunningPrediction],
+) -> Iterator[RunningPrediction]:
     for moment in moments:
         seen[:] = [moment]
         output.moment(video, moment)
@@ -266,7 +266,7 @@ def _watch(
         yield moment
 
 
-def _annotated(predictor: Predictor, moment: Moment, top: int) -> Tensor:
+def _annotated(predictor: Predictor, moment: RunningPrediction, top: int) -> Tensor:
     from movinet_port.drawing import annotated
 
     guesses = predictor.top(moment.probabilities, top)
@@ -299,7 +299,7 @@ class _Output:
         self._as_json = as_json
         self._several = several
 
-    def moment(self, video: str, moment: Moment) -> None:
+    def moment(self, video: str, moment: RunningPrediction) -> None:
         """Print the running prediction, if it is wanted."""
         if not self.running:
             return
@@ -335,7 +335,11 @@ class _Output:
         return printable(display_name(video))
 
     def _print_json(
-        self, video: str, prediction: Moment | Prediction, guesses: list[Guess], final: bool
+        self,
+        video: str,
+        prediction: RunningPrediction | Prediction,
+        guesses: list[Guess],
+        final: bool,
     ) -> None:
         from movinet_port.video import display_name
 

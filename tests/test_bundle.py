@@ -362,6 +362,19 @@ def test_entry_that_contradicts_the_files_is_refused(
     assert expected in refusal(written)
 
 
+def test_tensor_of_a_type_that_is_not_read_keeps_no_other_from_being_read(tmp_path: Path) -> None:
+    tf = import_tensorflow()
+    data = iter(tf.data.Dataset.range(3))
+    weight = tf.Variable([1.0, 2.0])
+    prefix = Path(tf.train.Checkpoint(data=data, weight=weight).write(str(tmp_path / "ckpt")))
+    opened = Bundle(prefix)
+    assert opened.read("weight/.ATTRIBUTES/VARIABLE_VALUE").tolist() == [1, 2]
+    odd = [name for name, entry in opened.entries.items() if not entry.kind.field]
+    assert len(odd) == 1
+    with pytest.raises(ConversionError, match="data type 21 of TensorFlow's is not read"):
+        opened.read(odd[0])
+
+
 def test_checkpoint_without_an_object_graph_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "old", {"conv/kernel": np.zeros(3), "conv/bias": np.zeros(2)})
     with pytest.raises(ConversionError, match=r"TensorFlow 1\?.*found conv/bias, conv/kernel"):

@@ -22,7 +22,7 @@ from converters.containers.snappy import decompress
 from converters.containers.variables import MOST_BYTES
 from converters.errors import ConversionError
 from converters.protos import varint
-from converters.tensors import DATA_TYPES, DataType, array_of, data_type, full_shape
+from converters.tensors import DATA_TYPES, DataType, array_of, full_shape
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -45,7 +45,7 @@ class Entry:
     """Where a tensor is.
 
     Attributes:
-        kind: its type.
+        kind: its type; without a field, if it is one that is not read.
         shape: its shape.
         shard: number of the data file.
         offset: its first byte in that file.
@@ -94,6 +94,8 @@ class Bundle:
             if name not in self.entries:
                 raise ValueError("it is not in the index")
             entry = self.entries[name]
+            if not entry.kind.field:
+                raise ValueError(f"{entry.kind.name} is not read")
             path = Path(f"{self.prefix}.data-{entry.shard:05}-of-{self._shards:05}")
             # Before memory is taken. Not mapped: a file that becomes shorter would end the process.
             there = path.stat().st_size
@@ -256,7 +258,11 @@ def _entries(items: Iterator[tuple[bytes, bytes]]) -> tuple[int, Mapping[str, En
 
 
 def _entry(proto: Any, shards: int) -> Entry:
-    kind, shape = data_type(proto.dtype), full_shape(proto.shape)
+    if proto.dtype not in DATA_TYPES:
+        # Of what is no network's: the state of an iterator over data, say.
+        kind = DataType(f"data type {proto.dtype} of TensorFlow's", np.dtype(object), "")
+        return Entry(kind, (), 0, 0, 0, 0)
+    kind, shape = DATA_TYPES[proto.dtype], full_shape(proto.shape)
     if not 0 <= proto.shard_id < shards:
         raise ValueError(f"it is in data file {proto.shard_id} of {shards}")
     size = math.prod(shape) * kind.numpy.itemsize

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from converters.convert import Conversion
+from movinet_port.checkpoint import Checkpoint
 
 # Fields of a spec that follow from others or are only a name.
 _NOT_COMPARED = frozenset({"name"})
@@ -77,9 +77,8 @@ def _listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def difference(first: Conversion, second: Conversion) -> SourceDifference:
-    """Compare two converted sources, architecture and weights apart."""
-    a, b = first.checkpoint, second.checkpoint
+def difference(a: Checkpoint, b: Checkpoint) -> SourceDifference:
+    """Compare two networks, architecture and weights apart."""
     fields = [field.name for field in dataclasses.fields(a.spec) if field.name not in _NOT_COMPARED]
     architecture = tuple(
         (name, getattr(a.spec, name), getattr(b.spec, name))

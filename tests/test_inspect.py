@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tarfile
 from pathlib import Path
 
@@ -10,8 +12,14 @@ import pytest
 from click.testing import CliRunner
 from test_containers import keys_of
 
+from converters import convert_source
 from converters.containers.checkpoint import read_saved_model
+from movinet_port import save
+from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line.cli import main
+from movinet_port.command_line.written import read_written
+from movinet_port.errors import MovinetPortError
+from movinet_port.inputs import InputFormat
 
 DATA = Path(__file__).parent / "data"
 SAMPLE = Path(__file__).resolve().parent.parent / "weights/samples/movinet_mini_stream.tar.gz"
@@ -108,3 +116,71 @@ def test_three_sources_are_a_usage_error() -> None:
     result = CliRunner().invoke(main, ["inspect", "a", "b", "c"])
     assert result.exit_code == 2
     assert "one or two sources, found 3" in result.stderr
+
+
+# Files of our own
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one network as every file that movinet-port writes but compiled ones."""
+    folder = tmp_path_factory.mktemp("made")
+    checkpoint = convert_source(DATA / "era1_mini_base.tar.gz", verify=False).checkpoint
+    labels = tuple(f"class {n}" for n in range(checkpoint.spec.num_classes))
+    made_for = InputFormat(size=64, resize=72, frames_per_second=5.0, frames=8)
+    checkpoint = dataclasses.replace(checkpoint, labels=labels, input=made_for)
+    for name in ("a.pt", "a.safetensors", "best.pt"):
+        save(checkpoint, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "best.pt"])
+def test_checkpoint_of_ours_says_what_it_is(name: str, made: Path) -> None:
+    text = " ".join(inspect(made / name).split())
+    for part in (
+        f"{name}: {'safetensors ' * name.endswith('safetensors')}checkpoint",
+        "network custom base",
+        "labels class 0; class 1; class 2; and ",
+        "input clips of 8 frames of 64 x 64, 5 frames per second",
+        "era1_mini_base.tar.gz",
+        "weights_sha256: ",
+    ):
+        assert part in text
+
+
+def test_two_checkpoints_of_ours_are_compared(made: Path) -> None:
+    said = inspect(made / "a.pt", made / "a.safetensors")
+    assert "the architectures and the weights are equal" in said
+    assert "the architectures and the weights are equal" in inspect(
+        made / "a.pt", DATA / "era1_mini_base.tar.gz"
+    )
+
+
+def test_onnx_file_of_ours_says_what_it_is(made: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    checkpoint = load_checkpoint(made / "a.pt")
+    facts = {
+        "spec": checkpoint.spec.to_dict(),
+        "labels": list(checkpoint.labels or ()),
+        "provenance": dict(checkpoint.provenance),
+    }
+    graph = onnx.helper.make_graph([], "movinet", [], [])
+    model = onnx.helper.make_model(graph)
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    onnx.save(model, tmp_path / "a.onnx")
+    text = inspect(tmp_path / "a.onnx")
+    assert "ONNX file" in text
+    assert "custom base" in text
+    assert "class 0; class 1; class 2" in text
+    result = CliRunner().invoke(main, ["inspect", *[str(tmp_path / "a.onnx")] * 2])
+    assert result.exit_code == 2
+    assert "gives no weights to compare" in result.stderr
+    (tmp_path / "b.onnx").write_bytes(b"\x08\x07anything")
+    with pytest.raises(MovinetPortError, match=r"b\.onnx"):
+        read_written(tmp_path / "b.onnx")
+
+
+def test_damaged_package_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").write_bytes(b"anything")
+    with pytest.raises(MovinetPortError, match="no package of movinet-port"):
+        read_written(tmp_path / "a.pt2")

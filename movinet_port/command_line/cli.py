@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import movinet_port
-from movinet_port.checkpoint import SAFETENSORS
+from movinet_port.checkpoint import SAFETENSORS, Checkpoint
 from movinet_port.command_line import summaries
 from movinet_port.command_line.compile import compile_command
 from movinet_port.command_line.completion import completion
@@ -27,6 +27,7 @@ from movinet_port.command_line.finetune import finetune
 from movinet_port.command_line.output import say, say_rows
 from movinet_port.command_line.parity import parity
 from movinet_port.command_line.predict import predict
+from movinet_port.command_line.written import read_written
 from movinet_port.errors import MismatchError, MovinetPortError, nearest, one_line
 from movinet_port.files import check_outputs, whole_file
 from movinet_port.labels import read_labels
@@ -349,26 +350,39 @@ def _check_output(path: str, suffix: str | None, source: str, labels: str | None
 def inspect(sources: tuple[str, ...], verbose: bool) -> None:
     """Say what a source is, or how two sources differ, without converting anything.
 
-    SOURCE is what convert's --hub-url takes.
+    SOURCE is what convert's --hub-url takes, or a file that movinet-port wrote.
     """
     from converters import convert_source
     from converters.inspect import difference
-    from converters.tensorflow import import_tensorflow, quiet
+    from converters.tensorflow import quiet
 
     if len(sources) > 2:
         raise click.UsageError(f"one or two sources, found {len(sources)}")
-    with quiet(verbose), show_progress() as progress:
-        import_tensorflow(verbose)
-        found = [convert_source(s, verify=False, progress=progress) for s in sources]
-    for conversion in found:
-        say_rows(
+    found: list[tuple[summaries.Rows, Checkpoint | None]] = []
+    for source in sources:
+        written = read_written(Path(source))
+        if written is not None:
+            found.append((summaries.written_rows(source, written), written.checkpoint))
+            continue
+        with quiet(verbose), show_progress() as progress:
+            conversion = convert_source(source, verify=False, progress=progress)
+        rows = (
             summaries.identity_rows(conversion)
             + summaries.deviation_rows(conversion, evidence=True)
             + summaries.assumption_rows(conversion)
         )
+        found.append((rows, conversion.checkpoint))
+    for rows, _ in found:
+        say_rows(rows)
         click.echo()
     if len(found) == 2:
-        say_rows(summaries.difference_rows(difference(*found)))
+        for source, (_, checkpoint) in zip(sources, found, strict=True):
+            if checkpoint is None:
+                raise MovinetPortError(
+                    f"{source} gives no weights to compare; give the file it was made from"
+                )
+        first, second = (checkpoint for _, checkpoint in found if checkpoint is not None)
+        say_rows(summaries.difference_rows(difference(first, second)))
 
 
 @main.command(name="list")

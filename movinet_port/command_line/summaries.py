@@ -8,6 +8,7 @@ from converters.inspect import SourceDifference
 from converters.recognise import Finding
 from movinet_port.agreement import Agreement
 from movinet_port.checkpoint import listing
+from movinet_port.command_line.written import Written
 
 Rows = list[tuple[str, str]]
 
@@ -31,6 +32,28 @@ def identity_rows(conversion: Conversion) -> Rows:
         *([("averages", averages)] if conversion.averages else []),
         *((name.replace("_", " "), text) for name, text in conversion.facts.items()),
     ]
+
+
+def written_rows(path: str, written: Written) -> Rows:
+    """Say what a file that movinet-port wrote is: network, classes, labels, input, provenance."""
+    spec, made = written.spec, written.input
+    labels = listing(list(written.labels or ()), 3) or "unknown"
+    clips = "unknown"
+    if made is not None:
+        clips = (
+            f"clips of {made.frames} frames of {made.size} x {made.size}, "
+            f"{made.frames_per_second:g} frames per second"
+        )
+    rows = [
+        ("file", f"{path}: {written.kind}"),
+        ("network", f"{spec.name} {spec.mode}"),
+        ("classes", str(spec.num_classes)),
+        ("labels", labels),
+        ("input", clips),
+    ]
+    rows += [("" if n else "deviation", d.text) for n, d in enumerate(deviations(spec))]
+    facts = written.provenance.items()
+    return rows + [("" if n else "provenance", f"{k}: {v}") for n, (k, v) in enumerate(facts)]
 
 
 def deviation_rows(conversion: Conversion, evidence: bool) -> Rows:

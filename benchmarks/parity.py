@@ -53,8 +53,8 @@ from movinet_port.fast import FastMoViNet, InferenceNetwork  # noqa: E402
 from movinet_port.fast.aot import compile_package  # noqa: E402
 from movinet_port.fast.optimize import fold_network  # noqa: E402
 from movinet_port.fast.state import StreamState  # noqa: E402
-from movinet_port.model import FRAME_COUNT  # noqa: E402
 from movinet_port.spec import ModelSpec  # noqa: E402
+from movinet_port.streams import FRAME_COUNT  # noqa: E402
 from parity.clips import random_clip  # noqa: E402
 from parity.compare import compare  # noqa: E402
 from parity.optimised import Optimised  # noqa: E402

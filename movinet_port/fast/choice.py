@@ -7,8 +7,9 @@ chooses from are in `movinet_port.fast.backends`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -66,6 +67,10 @@ class Case(NamedTuple):
         return self._replace(height=height, width=width)
 
 
+# What computes a stage, with the arguments that are listed above.
+Compute: TypeAlias = Callable[..., Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A way to compute a stage.
@@ -80,14 +85,19 @@ class Row:
     stage: str
     backend: str
     takes: Callable[[Any, Case], bool]
-    make: Callable[[Any, Case], Callable[..., Any]]
+    make: Callable[[Any, Case], Compute]
+
+
+def unprepared(compute: Compute) -> Callable[[Any, Case], Compute]:
+    """Return the `make` of a function of part and case and the stage's own arguments."""
+    return lambda part, case: functools.partial(compute, part, case)
 
 
 # The first row that takes a part computes it. `movinet_port.fast.backends` has the rows.
 TABLE: list[Row] = []
 
 
-def choose(stage: str, part: Any, case: Case) -> Callable[..., Any]:
+def choose(stage: str, part: Any, case: Case) -> Compute:
     """Return what computes a stage of a part of the network.
 
     Args:
@@ -95,7 +105,7 @@ def choose(stage: str, part: Any, case: Case) -> Callable[..., Any]:
         part: a module of `movinet_port.fast.layers`, which keeps the answer.
         case: what it is given.
     """
-    chosen: dict[tuple[str, Case], Callable[..., Any]] = part.chosen
+    chosen: dict[tuple[str, Case], Compute] = part.chosen
     found = chosen.get((stage, case))
     if found is None:
         row = next(row for row in TABLE if row.stage == stage and row.takes(part, case))

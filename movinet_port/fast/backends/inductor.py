@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from movinet_port.fast.backends.operations import (
-    Convolution,
     Wide,
     Windows,
     expanded_bytes,
@@ -19,7 +17,16 @@ from movinet_port.fast.backends.operations import (
     multiplied,
     over_time,
 )
-from movinet_port.fast.choice import Case
+from movinet_port.fast.choice import (
+    CONVOLVE,
+    NARROW,
+    PRODUCT,
+    SPACE,
+    Case,
+    Compute,
+    Row,
+    unprepared,
+)
 from movinet_port.fast.layers import Layer, Pointwise, StreamConv
 from movinet_port.fast.run import Run
 
@@ -29,74 +36,53 @@ from movinet_port.fast.run import Run
 STRIP_BYTES = 640 << 10
 
 
-def takes(part: Any, case: Case) -> bool:
-    """Return whether a compiler looks on."""
+def _takes(part: Any, case: Case) -> bool:
     return case.traced
 
 
-def takes_product(block: Pointwise, case: Case) -> bool:
-    """Return whether it is a product with one vector."""
+def _takes_product(block: Pointwise, case: Case) -> bool:
     return case.traced and case.rows == 1
 
 
-def product(block: Pointwise, case: Case) -> Callable[[Tensor], Tensor]:
-    """Return what multiplies one vector: a sum that a compiler fuses with what is around it."""
-
-    def compute(x: Tensor) -> Tensor:
-        y = (x * block.weight).sum(1)[None]
-        y = y if block.constant is None else y + block.constant
-        return y if block.activation is None else block.activation(y)
-
-    return compute
+def _product(block: Pointwise, case: Case, x: Tensor) -> Tensor:
+    """Return the product with one vector: a sum that a compiler fuses with what is around it."""
+    y = (x * block.weight).sum(1)[None]
+    y = y if block.constant is None else y + block.constant
+    return y if block.activation is None else block.activation(y)
 
 
-def narrow(layer: Layer, case: Case) -> Callable[[Tensor, Tensor | None, Tensor, Run], Tensor]:
-    """Return what gates, projects and adds to the residual, nothing in its place."""
-
-    def compute(wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run) -> Tensor:
-        if gates is not None:
-            one = gates.shape[0] == 1
-            wide = wide * gates if one else multiplied(wide, gates, case)
-        return torch.mm(wide, layer.project.weight.t()) + rows
-
-    return compute
+def _narrow(
+    layer: Layer, case: Case, wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run
+) -> Tensor:
+    if gates is not None:
+        wide = wide * gates if gates.shape[0] == 1 else multiplied(wide, gates, case)
+    return torch.mm(wide, layer.project.weight.t()) + rows
 
 
-class _Kernels(Convolution):
-    """Kernels that nobody keeps: a compiler's tensors are none."""
-
-    def lay_out(self) -> list[Tensor]:
-        """Return kernels."""
-        left, top = self.grown
-        return [F.pad(kernel, (left, 0, top, 0)) for kernel in self.conv.kernels]
-
-
-def over_space(conv: StreamConv, case: Case) -> Callable[[Windows, Run], Tensor]:
-    """Return what computes a convolution so that it can be fused with what is around it."""
+def _over_space(conv: StreamConv, case: Case, windows: Windows, run: Run) -> Tensor:
+    """Convolve so that a compiler can fuse it with what is around it."""
     vertical, horizontal = conv.pads(case.height, case.width)
-
-    def compute(windows: Windows, run: Run) -> Tensor:
-        one = _Kernels(conv, case)
-        frames = max(x.shape[0] for x, _ in windows)
-        total: Tensor | None = conv.constant
-        assert total is not None
-        for tap, (x, first) in enumerate(windows):
-            if not x.shape[0]:
-                continue
-            if conv.groups == 1 or x.numel() * x.element_size() > STRIP_BYTES:
-                kernel = one.kernels[tap].contiguous(memory_format=torch.channels_last)
-                planes = x.permute(0, 3, 1, 2)
-                part = F.conv2d(planes, kernel, None, conv.stride, one.padding, 1, conv.groups)
-                part = part.permute(0, 2, 3, 1)
-            else:
-                part = _slices(conv, F.pad(x, (0, 0, *horizontal, *vertical)), tap)
-            if x.shape[0] < frames:
-                # Nothing from the frames outside the clip.
-                part = F.pad(part, (0, 0, 0, 0, 0, 0, first, frames - first - x.shape[0]))
-            total = total + part
-        return conv.activation(total)
-
-    return compute
+    left, top = conv.grown(case.height, case.width)
+    padding = max(vertical), max(horizontal)
+    frames = max(x.shape[0] for x, _ in windows)
+    total: Tensor | None = conv.constant
+    assert total is not None
+    for tap, (x, first) in enumerate(windows):
+        if not x.shape[0]:
+            continue
+        if conv.groups == 1 or x.numel() * x.element_size() > STRIP_BYTES:
+            kernel = F.pad(conv.kernels[tap], (left, 0, top, 0))
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            planes = x.permute(0, 3, 1, 2)
+            part = F.conv2d(planes, kernel, None, conv.stride, padding, 1, conv.groups)
+            part = part.permute(0, 2, 3, 1)
+        else:
+            part = _slices(conv, F.pad(x, (0, 0, *horizontal, *vertical)), tap)
+        if x.shape[0] < frames:
+            # Nothing from the frames outside the clip.
+            part = F.pad(part, (0, 0, 0, 0, 0, 0, first, frames - first - x.shape[0]))
+        total = total + part
+    return conv.activation(total)
 
 
 def _slices(conv: StreamConv, padded: Tensor, tap: int) -> Tensor:
@@ -119,7 +105,7 @@ def _every(first: int, size: int, kernel: int, stride: int) -> slice:
     return slice(first, first + (size - kernel) // stride * stride + 1, stride)
 
 
-def takes_strips(layer: Layer, case: Case) -> bool:
+def _takes_strips(layer: Layer, case: Case) -> bool:
     """Return whether it is one frame that is too large to be expanded at once."""
     conv = layer.depthwise
     return (
@@ -130,7 +116,7 @@ def takes_strips(layer: Layer, case: Case) -> bool:
     )
 
 
-def in_strips(layer: Layer, case: Case) -> Callable[[Tensor, Run], Wide]:
+def _in_strips(layer: Layer, case: Case) -> Compute:
     """Return what expands and convolves one frame strip by strip."""
     conv, height = layer.depthwise, case.height
     (top, _), (left, right) = conv.pads(height, case.width)
@@ -155,3 +141,11 @@ def in_strips(layer: Layer, case: Case) -> Callable[[Tensor, Run], Wide]:
         return over_time(conv, y, run) if conv.splits else y, None
 
     return compute
+
+
+ROWS = (
+    Row(CONVOLVE, "inductor", _takes_strips, _in_strips),
+    Row(SPACE, "inductor", _takes, unprepared(_over_space)),
+    Row(NARROW, "inductor", _takes, unprepared(_narrow)),
+    Row(PRODUCT, "inductor", _takes_product, unprepared(_product)),
+)

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from movinet_port.fast.backends import operations
-from movinet_port.fast.backends.operations import activate, frames_of, gated
-from movinet_port.fast.choice import Case
+from movinet_port.fast.backends.operations import (
+    Wide,
+    expanded_bytes,
+    expansion,
+    gated,
+    over_space,
+    over_time,
+)
+from movinet_port.fast.choice import (
+    CONVOLVE,
+    NARROW,
+    PRODUCT,
+    SPACE,
+    Case,
+    Compute,
+    Row,
+    unprepared,
+)
 from movinet_port.fast.layers import Layer, Pointwise, StreamConv
 from movinet_port.fast.run import Run
-from movinet_port.layers import same_padding
 
 # From so many multiplications and additions on, its matrix product is faster than MKL's, which
 # costs less per call.
 HEAVY = 6_000_000
 # And so it is for weights that come from memory and not from a cache.
 MANY_WEIGHTS = 120_000
-# From so many pixels on, its convolution is faster than PyTorch's average pool.
-MANY_POOLED = 7000
+# The most that a piece of a clip's expanded frames takes.
+CACHED_BYTES = 8 << 20
 
 # What it calls the activations that cost it less, together with a matrix product, than PyTorch
 # afterwards.
@@ -38,23 +51,22 @@ _THERE = torch.backends.mkldnn.is_available() and hasattr(
 HAS_VOLUMES = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
-def takes(part: Any, case: Case) -> bool:
+def _takes(part: Any, case: Case) -> bool:
     """Return whether it computes with such tensors."""
     return _THERE and case.dtype == torch.float32 and case.device == "cpu" and not case.traced
 
 
-def takes_product(block: Pointwise, case: Case) -> bool:
-    """Return whether it computes a 1 x 1 convolution."""
+def _takes_product(block: Pointwise, case: Case) -> bool:
     weights = block.weight.numel()
     rows = 1 if weights >= MANY_WEIGHTS else math.ceil(HEAVY / (2 * weights))
-    return takes(block, case) and case.rows >= rows
+    return _takes(block, case) and case.rows >= rows
 
 
-def product(block: Pointwise, case: Case) -> Callable[[Tensor], Tensor]:
+def _product(block: Pointwise, case: Case) -> Compute:
     """Return what computes a 1 x 1 convolution."""
     fused = _FUSED.get(block.activation_name or "", "none")
     weight = block.keep(
-        product, lambda: torch.ops.mkldnn._reorder_linear_weight(block.weight, case.rows)
+        _product, lambda: torch.ops.mkldnn._reorder_linear_weight(block.weight, case.rows)
     )
     activation = block.activation if fused == "none" else None
 
@@ -65,26 +77,22 @@ def product(block: Pointwise, case: Case) -> Callable[[Tensor], Tensor]:
     return compute
 
 
-def takes_narrow(layer: Layer, case: Case) -> bool:
-    """Return whether it computes a projection."""
-    return takes_product(layer.project, case)
+def _takes_narrow(layer: Layer, case: Case) -> bool:
+    return _takes_product(layer.project, case)
 
 
-def narrow(layer: Layer, case: Case) -> Callable[[Tensor, Tensor | None, Tensor, Run], Tensor]:
-    """Return what computes a projection and its sum with the residual."""
-
-    def compute(wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run) -> Tensor:
-        wide, weight = gated(layer, wide, gates, case)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(wide, rows, weight, None, "add")
-        return y
-
-    return compute
+def _narrow(
+    layer: Layer, case: Case, wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run
+) -> Tensor:
+    wide, weight = gated(layer, wide, gates, case)
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(wide, rows, weight, None, "add")
+    return y
 
 
 # Convolutions -----------------------------------------------------------------------------------
 
 
-def pack(kernel: Tensor, stride: tuple[int, ...], groups: int) -> Tensor:
+def _pack(kernel: Tensor, stride: tuple[int, ...], groups: int) -> Tensor:
     """Return the kernel as oneDNN wants it, for inputs of any size though one is named."""
     axes = len(stride)
     padding = [size // 2 for size in kernel.shape[2:]]
@@ -109,121 +117,96 @@ def _convolve(
     return y
 
 
-class Convolution(operations.Convolution):
-    """The same with packed kernels, and over frames and space at once."""
-
+class _Convolution(operations.Convolution):
     def lay_out(self) -> Sequence[Tensor]:
-        """Return packed kernels."""
         conv, grown = self.conv, super().lay_out()
         return conv.keep(
-            ("packed", self.grown), lambda: [pack(k, conv.stride, conv.groups) for k in grown]
+            ("packed", self.grown), lambda: [_pack(k, conv.stride, conv.groups) for k in grown]
         )
 
     def first(self, x: Tensor, tap: int) -> Tensor:
-        """Return the frames `x` convolved with the kernel of a tap, and the bias."""
         conv = self.conv
         planes, kernel = x.permute(0, 3, 1, 2), self.kernels[tap]
         y = _convolve(planes, kernel, conv.constant, self.padding, conv.stride, conv.groups)
         return y.permute(0, 2, 3, 1).contiguous()
 
     def add(self, y: Tensor, x: Tensor, tap: int) -> None:
-        """Add to `y` the frames `x`, convolved with the kernel of a tap."""
         conv = self.conv
         torch.ops.mkldnn._convolution_pointwise_(
             *(y.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), self.kernels[tap], None),
             *(self.padding, conv.stride, (1, 1), conv.groups, "add", 1.0, None, [], None),
         )
 
-    def over_frames(self, x: Tensor, batch: int, padding: int) -> Tensor:
-        """Convolve over space and frames; see `operations.Convolution.over_frames`."""
-        if not HAS_VOLUMES:
-            return super().over_frames(x, batch, padding)
-        conv, stride = self.conv, (1, *self.conv.stride)
-        grown = super().lay_out()
-        kernel = conv.keep(
-            ("volume", self.grown), lambda: pack(torch.stack([*grown], 2), stride, conv.groups)
+
+def _over_space(conv: StreamConv, case: Case) -> Compute:
+    return over_space(conv, case, _Convolution(conv, case))
+
+
+def _takes_pieces(layer: Layer, case: Case) -> bool:
+    conv = layer.depthwise
+    clip = _takes(layer, case) and HAS_VOLUMES and case.frames > 1 and not case.watched
+    return clip and (conv.splits or (conv.taps % 2 == 1 and not (conv.causal and conv.taps > 1)))
+
+
+def _in_pieces(layer: Layer, case: Case) -> Compute:
+    """Return what expands and convolves so many frames at a time that they stay in a cache."""
+    conv, batch, frames = layer.depthwise, case.batch, case.frames
+    pieces = math.ceil(frames * batch * expanded_bytes(layer, case) / CACHED_BYTES)
+    size, around = math.ceil(frames / pieces), 0 if conv.splits else conv.taps // 2
+    stride, one = (1, *conv.stride), operations.Convolution(conv, case)
+    kernel = conv.keep(
+        ("volume", one.grown), lambda: _pack(torch.stack([*one.kernels], 2), stride, conv.groups)
+    )
+
+    def convolved(x: Tensor, first: int, last: int, padding: int) -> Tensor:
+        """Expand some frames and convolve them over space and frames, black ones around them."""
+        expand = expansion(layer, case._replace(frames=last - first))
+        planes = expand(x[first * batch : last * batch]).unflatten(0, (-1, batch))
+        y = _convolve(
+            planes.permute(1, 4, 0, 2, 3),
+            *(kernel, conv.constant, (padding, *one.padding), stride, conv.groups),
         )
-        planes = x.unflatten(0, (-1, batch)).permute(1, 4, 0, 2, 3)
-        around = padding, *self.padding
-        y = _convolve(planes, kernel, conv.constant, around, stride, conv.groups)
         return y.permute(2, 0, 3, 4, 1)
 
+    def whole(x: Tensor, run: Run) -> Wide:
+        y = conv.activation(convolved(x, 0, frames, around).flatten(0, 1).contiguous())
+        return y, None if conv.splits else y.flatten(1, 2).mean(1, dtype=run.dtype)
 
-def over_space(conv: StreamConv, case: Case) -> Callable[..., Tensor]:
-    """Return what computes the activation of what all taps add up to."""
-    return operations.over_space(conv, case, Convolution(conv, case))
+    def piecewise(x: Tensor, run: Run) -> Wide:
+        out_size = conv.out_size(case.height, case.width)
+        y = run.workspace.take("mixed", x, (frames, batch, *out_size, conv.spatial_out))
+        means = []
+        unfinished: Tensor | None = None
+        finished = 0
+        for first in range(0, frames, size):
+            last = min(first + size, frames)
+            # What the piece adds to every frame that sees one of its frames.
+            part = convolved(x, first, last, 2 * around)
+            start = first - around
+            if unfinished is not None:
+                part[: 2 * around] += unfinished
+            complete = frames if last == frames else max(finished, last - around)
+            if complete > finished:
+                done = y[finished:complete]
+                conv.activation(done.copy_(part[finished - start : complete - start]))
+                if not conv.splits:
+                    means.append(done.flatten(2, 3).mean(2, dtype=run.dtype).flatten(0, 1))
+                finished = complete
+            if around and last < frames:
+                # The next piece brings the bias along.
+                assert conv.constant is not None
+                unfinished = part[last - first :] - conv.constant
+        return y.flatten(0, 1), torch.cat(means) if means else None
 
-
-def takes_pieces(layer: Layer, case: Case) -> bool:
-    """Return whether it computes a layer's clips in pieces."""
-    return takes(layer, case) and operations.takes_pieces(layer, case)
-
-
-def in_pieces(layer: Layer, case: Case) -> Callable[..., operations.Wide]:
-    """Return what expands and convolves clips in pieces."""
-    return operations.in_pieces(layer, case, Convolution(layer.depthwise, case))
-
-
-def takes_stem(conv: StreamConv, case: Case) -> bool:
-    """Return whether `stem` computes a stem."""
-    several = case.frames * case.batch > 1
-    return takes(conv, case) and several and not conv.splits and conv.groups * conv.taps == 1
-
-
-def stem(conv: StreamConv, case: Case) -> Callable[[Tensor, Run], Tensor]:
-    """Return what convolves the frames of a video, whose channels are apart, some at a time.
-
-    oneDNN wants channels together. That copy pads too, so the kernel need not grow.
-    """
-    height, width = case.height, case.width
-    (top, bottom), (left, right) = conv.pads(height, width)
-    kernel = conv.keep(stem, lambda: pack(conv.kernels[0], conv.stride, conv.groups))
-
-    def compute(video: Tensor, run: Run) -> Tensor:
-        x = frames_of(video)
-        size = max(1, operations.CACHED_BYTES // 2 // (x[0].numel() * x.element_size()))
-        padded = top + height + bottom, left + width + right
-        piece = x.new_zeros(min(size, len(x)), *padded, x.shape[3])
-        inside = piece[:, top : top + height, left : left + width]
-        shape = len(x), *conv.out_size(height, width), conv.spatial_out
-        y = run.workspace.take("stem", x, shape)
-        for seen, out in zip(x.split(size), y.split(size), strict=True):
-            inside[: len(seen)].copy_(seen.flip(1, 2) if conv.turned else seen)
-            planes = piece[: len(seen)].permute(0, 3, 1, 2)
-            found = _convolve(planes, kernel, conv.constant, (0, 0), conv.stride, conv.groups)
-            activate(conv.activation, found.permute(0, 2, 3, 1), out)
-        return run.show(f"{conv.name}.activation", y)
-
-    return compute
+    compute = whole if pieces == 1 else piecewise
+    if not conv.splits:
+        return compute
+    return lambda x, run: (over_time(conv, compute(x, run)[0], run), None)
 
 
-def takes_pool(layer: Layer, case: Case) -> bool:
-    """Return whether it computes a pool."""
-    return takes(layer, case) and case.rows >= MANY_POOLED
-
-
-def pool(layer: Layer, case: Case) -> Callable[[Tensor], Tensor]:
-    """Return what averages 3 x 3 pixels with stride 2, as `operations.pool`."""
-    assert layer.skip is not None
-    channels = layer.skip.weight.shape[1]
-    kernel, padding, share = _pooling(case.height, case.width, channels, layer.depthwise.turned)
-
-    def compute(x: Tensor) -> Tensor:
-        sums = _convolve(x.permute(0, 3, 1, 2), kernel, None, padding, (2, 2), channels)
-        return sums.permute(0, 2, 3, 1).contiguous().mul_(share)
-
-    return compute
-
-
-@functools.lru_cache(maxsize=64)
-def _pooling(
-    height: int, width: int, channels: int, turned: bool
-) -> tuple[Tensor, tuple[int, int], Tensor]:
-    """Return a kernel that sums up what a pool sees, its padding, and one over the cells seen."""
-    (top, bottom), (left, right) = same_padding(height, 3, 2), same_padding(width, 3, 2)
-    ones = torch.ones(channels, 1, 3, 3)
-    if not turned:  # see StreamConv.grown
-        ones = F.pad(ones, (right - left, 0, bottom - top, 0))
-    cells = F.conv2d(torch.ones(1, 1, height, width), ones[:1], None, 2, (bottom, right))
-    share = cells.reciprocal()[0, 0, :, :, None].repeat(1, 1, channels)
-    return pack(ones, (2, 2), channels), (bottom, right), share
+ROWS = (
+    Row(CONVOLVE, "onednn", _takes_pieces, _in_pieces),
+    Row(SPACE, "onednn", _takes, _over_space),
+    Row(NARROW, "onednn", _takes_narrow, unprepared(_narrow)),
+    Row(PRODUCT, "onednn", _takes_product, _product),
+)

@@ -5,16 +5,29 @@ Other backends take single stages of what is here, or whole layers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from movinet_port.fast.choice import CONVOLVE, NARROW, POOL, PRODUCT, SPACE, Case, choose
-from movinet_port.fast.layers import Gate, Layer, Pointwise, StreamConv, hard_swish, swish
+from movinet_port.fast.choice import (
+    CLASSIFIER,
+    CONVOLVE,
+    LAYER,
+    NARROW,
+    POOL,
+    PRODUCT,
+    SPACE,
+    STEM,
+    Case,
+    Compute,
+    Row,
+    choose,
+    unprepared,
+)
+from movinet_port.fast.layers import Gate, Layer, Pointwise, StreamConv
 from movinet_port.fast.run import Run
 from movinet_port.layers import same_padding
 from movinet_port.stages import bottleneck
@@ -23,30 +36,11 @@ from movinet_port.stages import bottleneck
 Windows: TypeAlias = Sequence[tuple[Tensor, int]]
 Wide: TypeAlias = tuple[Tensor, Tensor | None]
 
-# The most that a piece of a clip's expanded frames takes.
-CACHED_BYTES = 8 << 20
 
-_WRITING: dict[Callable[[Tensor], Tensor], Callable[..., Tensor]] = {
-    hard_swish: torch.ops.aten.hardswish.out,
-    swish: torch.ops.aten.silu.out,
-}
-
-
-def activate(activation: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> Tensor:
-    """Write an activation of `x` to `out`, and return it."""
-    write = _WRITING.get(activation)
-    return activation(out.copy_(x)) if write is None else write(x, out=out)
-
-
-def product(block: Pointwise, case: Case) -> Callable[[Tensor], Tensor]:
-    """Return what computes a 1 x 1 convolution: (rows, out channels) of (rows, in channels)."""
-    matrix, constant, activation = block.matrix, block.constant, block.activation
-
-    def compute(x: Tensor) -> Tensor:
-        y = torch.mm(x, matrix) if constant is None else torch.addmm(constant, x, matrix)
-        return y if activation is None else activation(y)
-
-    return compute
+def _product(block: Pointwise, case: Case, x: Tensor) -> Tensor:
+    constant, matrix = block.constant, block.matrix
+    y = torch.mm(x, matrix) if constant is None else torch.addmm(constant, x, matrix)
+    return y if block.activation is None else block.activation(y)
 
 
 # Convolutions -----------------------------------------------------------------------------------
@@ -94,32 +88,8 @@ class Convolution:
             *(self.kernels[tap], None, conv.stride, self.padding, 1, conv.groups),
         )
 
-    def over_frames(self, x: Tensor, batch: int, padding: int) -> Tensor:
-        """Convolve over space and frames.
 
-        Args:
-            x: (frames * batch, height, width, channels).
-            batch: of the clip.
-            padding: frames of nothing before the first and after the last.
-
-        Returns:
-            (frames + 2 * padding - taps + 1, batch, height, width, channels).
-        """
-        constant = self.conv.constant
-        assert constant is not None
-        frames = len(x) + (2 * padding - len(self.kernels) + 1) * batch
-        y = constant.expand(frames, *self.out_size, -1).contiguous()
-        for tap in range(len(self.kernels)):
-            # The first frame of `y` that this tap adds to, which may lie before it.
-            first = (padding - tap) * batch
-            seen = x[max(0, -first) : frames - first]
-            self.add(y[max(0, first) : max(0, first) + len(seen)], seen, tap)
-        return y.unflatten(0, (-1, batch))
-
-
-def over_space(
-    conv: StreamConv, case: Case, convolution: Convolution | None = None
-) -> Callable[[Windows, Run], Tensor]:
+def over_space(conv: StreamConv, case: Case, convolution: Convolution | None = None) -> Compute:
     """Return what computes the activation of what all taps add up to.
 
     Args:
@@ -204,7 +174,7 @@ def over_time(conv: StreamConv, x: Tensor, run: Run) -> Tensor:
     return run.show(f"{conv.name}.temporal_activation", y)
 
 
-def convolution(conv: StreamConv, case: Case) -> Callable[[Tensor, Run], Tensor]:
+def convolution(conv: StreamConv, case: Case) -> Compute:
     """Return what computes a convolution over the space and the frames of a clip."""
     space = choose(SPACE, conv, case)
 
@@ -221,8 +191,7 @@ def frames_of(video: Tensor) -> Tensor:
     return video.permute(2, 0, 3, 4, 1).flatten(0, 1)
 
 
-def stem(conv: StreamConv, case: Case) -> Callable[[Tensor, Run], Tensor]:
-    """Return what computes the stem of a video, (batch, channels, frames, height, width)."""
+def _stem(conv: StreamConv, case: Case) -> Compute:
     convolve = convolution(conv, case)
 
     def compute(video: Tensor, run: Run) -> Tensor:
@@ -235,14 +204,13 @@ def stem(conv: StreamConv, case: Case) -> Callable[[Tensor, Run], Tensor]:
 # Bottlenecks ------------------------------------------------------------------------------------
 
 
-def expansion(layer: Layer, case: Case) -> Callable[[Tensor], Tensor]:
+def expansion(layer: Layer, case: Case) -> Compute:
     """Return what expands a clip."""
     expand = choose(PRODUCT, layer.expansion, case)
     return lambda x: expand(x.reshape(-1, x.shape[3])).view(*x.shape[:3], -1)
 
 
-def convolve(layer: Layer, case: Case) -> Callable[[Tensor, Run], Wide]:
-    """Return what computes the expansion and the depthwise convolution."""
+def _convolve(layer: Layer, case: Case) -> Compute:
     expand, depthwise = expansion(layer, case), convolution(layer.depthwise, case)
 
     def compute(x: Tensor, run: Run) -> Wide:
@@ -252,81 +220,12 @@ def convolve(layer: Layer, case: Case) -> Callable[[Tensor, Run], Wide]:
     return compute
 
 
-def takes_pieces(layer: Layer, case: Case) -> bool:
-    """Return whether `in_pieces` computes a layer's clips."""
-    conv = layer.depthwise
-    if case.frames == 1 or case.watched or case.traced or case.device != "cpu":
-        return False
-    return conv.splits or not (conv.taps % 2 == 0 or (conv.causal and conv.taps > 1))
-
-
 def expanded_bytes(layer: Layer, case: Case) -> int:
     """Return what one frame takes when it is expanded."""
     return case.height * case.width * layer.depthwise.spatial_out * case.dtype.itemsize
 
 
-def in_pieces(
-    layer: Layer, case: Case, convolution: Convolution | None = None
-) -> Callable[[Tensor, Run], Wide]:
-    """Return what computes as `convolve`, so many frames at a time that they stay in a cache.
-
-    Args:
-        layer: the bottleneck.
-        case: of its input.
-        convolution: over space; by default with PyTorch's operations.
-    """
-    conv, batch, frames = layer.depthwise, case.batch, case.frames
-    one = convolution or Convolution(conv, case)
-    size = math.ceil(
-        frames / math.ceil(frames * batch * expanded_bytes(layer, case) / CACHED_BYTES)
-    )
-    around = 0 if conv.splits else conv.taps // 2
-
-    def expanded(x: Tensor, first: int, last: int) -> Tensor:
-        piece = x[first * batch : last * batch]
-        return expansion(layer, case._replace(frames=last - first))(piece)
-
-    def whole(x: Tensor, run: Run) -> Wide:
-        mixed = one.over_frames(expanded(x, 0, frames), batch, around)
-        y = conv.activation(mixed.flatten(0, 1).contiguous())
-        return y, None if conv.splits else y.flatten(1, 2).mean(1, dtype=run.dtype)
-
-    def piecewise(x: Tensor, run: Run) -> Wide:
-        y = run.workspace.take("mixed", x, (frames, batch, *one.out_size, conv.spatial_out))
-        means = []
-        unfinished: Tensor | None = None
-        finished = 0
-        for first in range(0, frames, size):
-            last = min(first + size, frames)
-            # What the piece adds to every frame that sees one of its frames.
-            part = one.over_frames(expanded(x, first, last), batch, 2 * around)
-            start = first - around
-            if unfinished is not None:
-                part[: 2 * around] += unfinished
-            complete = frames if last == frames else max(finished, last - around)
-            if complete > finished:
-                done = y[finished:complete]
-                activate(conv.activation, part[finished - start : complete - start], done)
-                if not conv.splits:
-                    means.append(done.flatten(2, 3).mean(2, dtype=run.dtype).flatten(0, 1))
-                finished = complete
-            if around and last < frames:
-                # The next piece brings the bias along.
-                assert conv.constant is not None
-                unfinished = part[last - first :] - conv.constant
-        return y.flatten(0, 1), torch.cat(means) if means else None
-
-    compute = whole if size >= frames else piecewise
-    if not conv.splits:
-        return compute
-
-    def split(x: Tensor, run: Run) -> Wide:
-        return over_time(conv, compute(x, run)[0], run), None
-
-    return split
-
-
-def pool(layer: Layer, case: Case) -> Callable[[Tensor], Tensor]:
+def _pool(layer: Layer, case: Case) -> Compute:
     """Return what averages 3 x 3 pixels with stride 2, SAME; cells of the padding do not count."""
     turned = layer.depthwise.turned
     # At even sizes SAME pads one side only: the end, where the pool's ceil mode goes over the edge,
@@ -342,7 +241,7 @@ def pool(layer: Layer, case: Case) -> Callable[[Tensor], Tensor]:
     return compute
 
 
-def residual(layer: Layer, case: Case) -> Callable[[Tensor, Run], Tensor]:
+def residual(layer: Layer, case: Case) -> Compute:
     """Return what computes the rows that the projection is added to.
 
     They may be written over: they are the input's, or they are new.
@@ -362,7 +261,7 @@ def residual(layer: Layer, case: Case) -> Callable[[Tensor, Run], Tensor]:
     return compute
 
 
-def excite(gate: Gate, case: Case) -> Callable[[Tensor, Run], Tensor]:
+def excite(gate: Gate, case: Case) -> Compute:
     """Return what computes the gates of what is pooled.
 
     Args:
@@ -380,7 +279,7 @@ def excite(gate: Gate, case: Case) -> Callable[[Tensor, Run], Tensor]:
     return compute
 
 
-def squeeze_excitation(gate: Gate, case: Case) -> Callable[[Tensor, Tensor | None, Run], Tensor]:
+def squeeze_excitation(gate: Gate, case: Case) -> Compute:
     """Return what computes the gates of a wide clip.
 
     It returns (frames * batch, channels), or (batch, channels) for all frames. Its arguments are
@@ -455,14 +354,11 @@ def multiplied(wide: Tensor, gates: Tensor, case: Case) -> Tensor:
     return wide
 
 
-def narrow(layer: Layer, case: Case) -> Callable[[Tensor, Tensor | None, Tensor, Run], Tensor]:
-    """Return what gates rows, multiplies them with the projection and adds them to the residual."""
-
-    def compute(wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run) -> Tensor:
-        wide, weight = gated(layer, wide, gates, case)
-        return rows.addmm_(wide, weight.t())
-
-    return compute
+def _narrow(
+    layer: Layer, case: Case, wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run
+) -> Tensor:
+    wide, weight = gated(layer, wide, gates, case)
+    return rows.addmm_(wide, weight.t())
 
 
 class Staged:
@@ -480,9 +376,9 @@ class Staged:
         self._layer = layer
         out = case.of_size(*layer.depthwise.out_size(case.height, case.width))
         self._residual = residual(layer, case)
-        self._convolve = choose(CONVOLVE, layer, case)
+        self._wide = choose(CONVOLVE, layer, case)
         self._gates = None if layer.gate is None else squeeze_excitation(layer.gate, out)
-        self._narrow = choose(NARROW, layer, out)
+        self._narrowed = choose(NARROW, layer, out)
         self._frames = out.frames * out.batch, out.height, out.width, -1
 
     def __call__(self, x: Tensor, run: Run) -> Tensor:
@@ -496,7 +392,7 @@ class Staged:
 
     def convolve(self, run: Run, x: Tensor) -> Wide:
         """Return the wide rows, and their means over space if they are known."""
-        wide, means = self._convolve(x, run)
+        wide, means = self._wide(x, run)
         return wide.view(-1, wide.shape[3]), means
 
     def gate(self, run: Run, wide: Wide) -> Wide:
@@ -506,5 +402,21 @@ class Staged:
 
     def narrow(self, run: Run, gated: Wide, residual: Tensor) -> Tensor:
         """Return the output's rows."""
-        y: Tensor = self._narrow(*gated, residual, run)
+        y: Tensor = self._narrowed(*gated, residual, run)
         return y
+
+
+def _always(part: object, case: Case) -> bool:
+    return True
+
+
+ROWS = (
+    Row(STEM, "operations", _always, _stem),
+    Row(LAYER, "operations", _always, Staged),
+    Row(CONVOLVE, "operations", _always, _convolve),
+    Row(SPACE, "operations", _always, over_space),
+    Row(NARROW, "operations", _always, unprepared(_narrow)),
+    Row(POOL, "operations", _always, _pool),
+    Row(PRODUCT, "operations", _always, unprepared(_product)),
+    Row(CLASSIFIER, "operations", _always, lambda block, case: choose(PRODUCT, block, case)),
+)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from movinet_port.fast.backends.operations import multiplied
-from movinet_port.fast.choice import Case
+from movinet_port.fast.choice import NARROW, PRODUCT, Case, Row, unprepared
 from movinet_port.fast.layers import Layer, Pointwise
 from movinet_port.fast.run import Run
 
@@ -19,20 +18,15 @@ from movinet_port.fast.run import Run
 _SATURATES = not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
 
 
-def takes_product(block: Pointwise, case: Case) -> bool:
-    """Return whether a block is to be computed so."""
+def _takes_product(block: Pointwise, case: Case) -> bool:
     return block.quantized
 
 
-def product(block: Pointwise, case: Case) -> Callable[[Tensor], Tensor]:
-    """Return what computes a 1 x 1 convolution, one scale for all that it is given."""
-    weight, activation = block.keep(product, lambda: _quantised(block)), block.activation
-
-    def compute(x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.quantized.linear_dynamic(x, weight, _SATURATES)
-        return y if activation is None else activation(y)
-
-    return compute
+def _product(block: Pointwise, case: Case, x: Tensor) -> Tensor:
+    """Return a product of 8-bit numbers, one scale for all of `x`."""
+    weight = block.keep(_product, lambda: _quantised(block))
+    y: Tensor = torch.ops.quantized.linear_dynamic(x, weight, _SATURATES)
+    return y if block.activation is None else block.activation(y)
 
 
 def _quantised(block: Pointwise) -> Any:
@@ -47,16 +41,18 @@ def _quantised(block: Pointwise) -> Any:
     return torch.ops.quantized.linear_prepack(quantised, block.constant)
 
 
-def takes_narrow(layer: Layer, case: Case) -> bool:
-    """Return whether a projection is to be computed so."""
+def _takes_narrow(layer: Layer, case: Case) -> bool:
     return layer.project.quantized
 
 
-def narrow(layer: Layer, case: Case) -> Callable[[Tensor, Tensor | None, Tensor, Run], Tensor]:
-    """Return what computes a projection and its sum with the residual."""
-    multiply = product(layer.project, case)
+def _narrow(
+    layer: Layer, case: Case, wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run
+) -> Tensor:
+    wide = wide if gates is None else multiplied(wide, gates, case)
+    return rows.add_(_product(layer.project, case, wide))
 
-    def compute(wide: Tensor, gates: Tensor | None, rows: Tensor, run: Run) -> Tensor:
-        return rows.add_(multiply(wide if gates is None else multiplied(wide, gates, case)))
 
-    return compute
+ROWS = (
+    Row(NARROW, "quantised", _takes_narrow, unprepared(_narrow)),
+    Row(PRODUCT, "quantised", _takes_product, unprepared(_product)),
+)

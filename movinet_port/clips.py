@@ -31,15 +31,15 @@ from torch import Tensor
 
 from movinet_port.errors import MovinetPortError, StateError
 from movinet_port.layers import same_padding
-from movinet_port.stages import InPieces, Pieces
-from movinet_port.streams import check_video
+from movinet_port.stages import Pieces
+from movinet_port.streams import StatefulNetwork, check_video
 
 Frames = Tensor | Iterable[Tensor]
 
 
 @torch.no_grad()
 def predict_clip(
-    model: InPieces,
+    model: StatefulNetwork,
     frames: Frames,
     chunk: int = 8,
     *,
@@ -97,7 +97,7 @@ def predict_clip(
     return _base(network, itertools.chain([first], pieces), chunk, recompute, spill)
 
 
-def _stream(model: InPieces, pieces: Iterator[Tensor]) -> Tensor:
+def _stream(model: StatefulNetwork, pieces: Iterator[Tensor]) -> Tensor:
     logits, state = None, None
     for piece in pieces:
         if state is None:

@@ -25,14 +25,13 @@ from movinet_port.layers import (
     StreamConvBlock,
 )
 from movinet_port.spec import ModelSpec
-from movinet_port.stages import ReadablePieces
+from movinet_port.stages import Pieces, readable_pieces
 from movinet_port.streams import (
     FRAME_COUNT,
     POOL_BUFFER,
     STREAM_BUFFER,
     State,
     StatefulNetwork,
-    check_state,
     check_video,
 )
 from movinet_port.variants import get_spec
@@ -126,26 +125,7 @@ class MoViNet(StatefulNetwork):
         self._stream = shape, self._keep(state)
         return logits
 
-    def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
-        """Return logits of the video up to and with this clip, and the state after it.
-
-        Pure: nothing is kept in the network, `state` is not changed, gradients flow through it.
-
-        Args:
-            video: the next clip of the video, (batch, 3, frames, height, width).
-            state: from `init_state`, or from the clip before.
-
-        Returns:
-            (batch, classes) logits; the state, as `init_state` describes it.
-
-        Raises:
-            StateError: the network is not causal, or the state is not one of this network for
-                this batch and frame size.
-        """
-        if not self.spec.causal:
-            self.init_state(1, 1, 1)  # raises, with the reason
-        if not torch.compiler.is_compiling():
-            check_state(self.spec, state, check_video(video), video.device)
+    def _step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
         return self._run(video, state)
 
     @property
@@ -158,9 +138,9 @@ class MoViNet(StatefulNetwork):
         """Where its weights are."""
         return self.stem.conv.weight.device
 
-    def pieces(self, batch: int) -> ReadablePieces:
-        """Return the stages of a base network for pieces of clips, as `predict_clip` takes them."""
-        return ReadablePieces(self)
+    def pieces(self, batch: int) -> Pieces:
+        """Return the stages of a base network for pieces of clips."""
+        return readable_pieces(self)
 
     def predict_clip(self, frames: Tensor | Iterable[Tensor], chunk: int = 8, **how: Any) -> Tensor:
         """Return the logits of a clip or video too long to compute at once.

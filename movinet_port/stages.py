@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 X = TypeVar("X")
@@ -122,35 +121,6 @@ class Pieces(Protocol):
         ...
 
 
-class InPieces(Protocol):
-    """A network that `movinet_port.clips.predict_clip` takes: the readable or an optimised one."""
-
-    spec: Any
-    training: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type it computes in."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        ...
-
-    def init_state(self, batch: int, height: int, width: int) -> dict[str, Tensor]:
-        """Return the state before the first frame of a stream."""
-        ...
-
-    def step(self, video: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits and the state after the clip."""
-        ...
-
-    def pieces(self, batch: int) -> Pieces:
-        """Return the stages of a base network for pieces of so many clips."""
-        ...
-
-
 class _Readable:
     """The stages of the readable network that remember nothing."""
 
@@ -195,9 +165,7 @@ class ReadableClip(_Readable):
         return wide
 
 
-class ReadablePieces(_Readable):
-    """The stages of the readable network over pieces of a clip; see `Pieces`."""
-
+class _ReadablePieces(_Readable):
     axis: int = 2
     batch: int = 1
 
@@ -207,35 +175,28 @@ class ReadablePieces(_Readable):
         self.layers: Sequence[Any] = [getattr(model, name) for name in model.layer_names]
 
     def enter(self, piece: Tensor) -> Tensor:
-        """Return the piece."""
         return piece
 
     def taps(self, block: Any) -> int:
-        """Return how many frames a block's temporal kernel sees."""
         return int(block.stream_conv.kernel_size[0])
 
     def before_time(self, block: Any, piece: Tensor) -> Tensor:
-        """Return the split-off spatial part's output."""
         x: Tensor = block.before_time(piece)
         return x
 
     def over_time(self, block: Any, window: Tensor) -> Tensor:
-        """Return the rest of the block."""
         x: Tensor = block.behind(block.stream_conv.inside(window))
         return x
 
     def pools_clip(self, layer: Any) -> bool:
-        """Return whether the squeeze-excitation pools over the clip."""
         attention = layer.squeeze_excitation
         return attention is not None and attention.temporal_pool is not None
 
     def frame_sum(self, x: Tensor) -> Tensor:
-        """Return (batch, channels, 1, 1, 1)."""
         total: Tensor = self._model.pool.frame_sum(x)
         return total
 
     def finish(self, layer: Any, wide: Tensor, mean: Tensor | None, residual: Tensor) -> Tensor:
-        """Return the layer's output."""
         attention = layer.squeeze_excitation
         if attention is not None:
             spatial = None if attention.spatial_pool is None else attention.spatial_pool(wide)
@@ -243,11 +204,14 @@ class ReadablePieces(_Readable):
         return self.narrow(layer, wide, residual)
 
     def head(self, piece: Tensor) -> Tensor:
-        """Return the head's output."""
         x: Tensor = self._model.head(piece)
         return x
 
     def classify(self, mean: Tensor) -> Tensor:
-        """Return logits."""
         logits: Tensor = self._model.classifier(mean)
         return logits
+
+
+def readable_pieces(model: Any) -> Pieces:
+    """Return the stages of the readable network, a `MoViNet`, over pieces of a clip."""
+    return _ReadablePieces(model)

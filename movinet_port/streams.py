@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from movinet_port.errors import StateError
+from movinet_port.errors import MovinetPortError, StateError
 from movinet_port.layers import at_least_float32
 from movinet_port.spec import ModelSpec, Triple
+from movinet_port.stages import Pieces
 
 State = dict[str, Tensor]
 VideoShape = tuple[int, int, int]  # (batch, height, width) of a video's clips
@@ -229,6 +230,51 @@ class StatefulNetwork(nn.Module):
         """Return the shape, without the batch, of every state for frames of the given size."""
         return state_shapes(self.spec, height, width)
 
+    def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
+        """Return logits of the video up to and with this clip, and the state after it.
+
+        Pure: nothing is kept in the network, `state` is not changed. Gradients flow through the
+        readable network. Each network takes the states of the others.
+
+        Args:
+            video: the next clip of the video, (batch, 3, frames, height, width).
+            state: from `init_state`, or from the clip before.
+
+        Returns:
+            (batch, classes) logits; the state, as `init_state` describes it.
+
+        Raises:
+            StateError: the network is not causal, or the state is not one of this network for
+                this batch and frame size.
+        """
+        if not self.spec.causal:
+            self.init_state(1, 1, 1)  # raises, with the reason
+        if not torch.compiler.is_compiling():
+            check_state(self.spec, state, self.check(video), video.device)
+        return self._step(video, state)
+
+    def check(self, video: Tensor) -> VideoShape:
+        """Return (batch, height, width) of a clip that this network can take.
+
+        Raises:
+            StateError: it cannot.
+        """
+        return check_video(video)
+
+    def pieces(self, batch: int) -> Pieces:
+        """Return the stages of a base network for pieces of clips, as `predict_clip` takes them.
+
+        Args:
+            batch: of the clips.
+
+        Raises:
+            MovinetPortError: it computes whole clips only.
+        """
+        raise MovinetPortError(
+            "predict_clip: a compiled base network computes whole clips only; use "
+            "movinet_port.optimize(model), whose level is 'eager'"
+        )
+
     @contextlib.contextmanager
     def video(self) -> Iterator[None]:
         """Let the calls inside be one video: it starts anew, and is forgotten at the end.
@@ -285,6 +331,9 @@ class StatefulNetwork(nn.Module):
                 f"{before}; call clean_activation_buffers() before another video"
             )
         return kept
+
+    def _step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
+        raise NotImplementedError
 
     def _keep(self, state: Mapping[str, Tensor]) -> Any:
         return {name: value.detach() for name, value in state.items()}

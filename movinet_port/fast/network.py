@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from movinet_port.clips import predict_clip
-from movinet_port.errors import MovinetPortError, SpecError
+from movinet_port.errors import SpecError
 from movinet_port.fast.backends import CLASSIFIER, LAYER, PRODUCT, STEM, Case, choose
 from movinet_port.fast.fold import Folded
 from movinet_port.fast.layers import FoldedModule, Layer, Pointwise, StreamConv
-from movinet_port.fast.pieces import FastPieces
+from movinet_port.fast.pieces import fast_pieces
 from movinet_port.fast.run import Run, Tap, Workspace
 from movinet_port.fast.state import StreamState
 from movinet_port.layers import at_least_float32, encoding_rates
 from movinet_port.spec import ModelSpec
 from movinet_port.stages import Pieces
-from movinet_port.streams import State, StatefulNetwork, check_state, check_video
+from movinet_port.streams import State, StatefulNetwork
 
 # For how many cases a network keeps what was chosen.
 _CASES = 64
@@ -55,14 +55,6 @@ class InferenceNetwork(StatefulNetwork):
         """
         raise NotImplementedError
 
-    def check(self, video: Tensor) -> tuple[int, int, int]:
-        """Return (batch, height, width) of a clip that this network can take.
-
-        Raises:
-            StateError: it cannot.
-        """
-        return check_video(video)
-
     @torch.no_grad()
     def forward(self, video: Tensor) -> Tensor:
         """Return logits, as `MoViNet.forward` does, and remember the video in a stream network.
@@ -88,41 +80,11 @@ class InferenceNetwork(StatefulNetwork):
         """Return the logits of a clip too long to compute at once, as `MoViNet.predict_clip`."""
         return predict_clip(self, frames, chunk, **how)
 
-    def pieces(self, batch: int) -> Pieces:
-        """Return the stages of a base network for pieces of clips, as `predict_clip` takes them.
-
-        Raises:
-            MovinetPortError: it computes whole clips only.
-        """
-        raise MovinetPortError(
-            "predict_clip: a compiled base network computes whole clips only; use "
-            "movinet_port.optimize(model), whose level is 'eager'"
-        )
-
     @torch.no_grad()
-    def step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
-        """Return logits and the state after the clip, as `MoViNet.step` does, without gradients.
-
-        The state is the readable network's: each takes what the other returned. Its stream
-        buffers are laid out with their channels together, which saves a copy in the next step.
-
-        Args:
-            video: the next clip of the video, (batch, 3, frames, height, width).
-            state: from `init_state`, or from the clip before, of this network or the readable one.
-
-        Returns:
-            (batch, classes) logits; the state.
-
-        Raises:
-            StateError: the network is not causal, or the state is not one of this network for
-                this batch and frame size.
-        """
-        if not self.spec.causal:
-            self.init_state(1, 1, 1)  # raises, with the reason
-        check_state(self.spec, state, self.check(video), video.device)
-        logits, held = self.run(video, StreamState.of(state, self.dtype))
-        assert held is not None
-        return logits.clone(), held.public()
+    def _step(self, video: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, State]:
+        logits, after = self.run(video, StreamState.of(state, self.dtype))
+        assert after is not None
+        return logits.clone(), after.public()
 
     def _keep(self, state: Mapping[str, Tensor]) -> StreamState:
         return StreamState.of(state)
@@ -316,9 +278,9 @@ class FastMoViNet(InferenceNetwork):
             block.quantized = True
         _prepare_again(self)
 
-    def pieces(self, batch: int) -> FastPieces:
+    def pieces(self, batch: int) -> Pieces:
         """Return the stages of a base network for pieces of so many clips."""
-        return FastPieces(self, batch)
+        return fast_pieces(self, batch)
 
     def _pool(self, x: Tensor, run: Run) -> Tensor:
         total = x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))

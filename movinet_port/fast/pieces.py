@@ -19,16 +19,10 @@ from movinet_port.fast.backends.operations import (
 from movinet_port.fast.layers import Layer, StreamConv
 from movinet_port.fast.run import Run, Workspace
 from movinet_port.layers import at_least_float32
+from movinet_port.stages import Pieces
 
 
-class FastPieces:
-    """A piece is (frames * batch, height, width, channels).
-
-    Args:
-        model: a base network, a `FastMoViNet`.
-        batch: of the clips.
-    """
-
+class _FastPieces:
     axis: int = 0
 
     def __init__(self, model: Any, batch: int) -> None:
@@ -47,23 +41,19 @@ class FastPieces:
         return Run(self.batch, rows // self.batch, None, dtype, workspace=self._workspace)
 
     def enter(self, piece: Tensor) -> Tensor:
-        """Return frames, turned if the network's are."""
         piece = frames_of(piece)
         return piece.flip(1, 2) if self._model.turned else piece
 
     def taps(self, block: StreamConv) -> int:
-        """Return how many frames a block's temporal kernel sees."""
         return block.taps
 
     def before_time(self, block: StreamConv, piece: Tensor) -> Tensor:
-        """Return the split-off spatial part's output."""
         if not block.splits:
             return piece
         x: Tensor = choose(SPACE, block, self._case(piece))([(piece, 0)], self._run(len(piece)))
         return x
 
     def over_time(self, block: StreamConv, window: Tensor) -> Tensor:
-        """Return the rest of the block."""
         rows = len(window) - (block.taps - 1) * self.batch
         windows = [(window[tap * self.batch :][:rows], 0) for tap in range(block.taps)]
         run = self._run(rows)
@@ -73,11 +63,9 @@ class FastPieces:
         return x
 
     def expand(self, layer: Layer, piece: Tensor) -> Tensor:
-        """Return the expansion's output."""
         return expansion(layer, self._case(piece))(piece)
 
     def residual(self, layer: Layer, piece: Tensor) -> Tensor:
-        """Return what the projection is added to."""
         if layer.skip is None:
             return piece
         case = self._case(piece)
@@ -85,19 +73,15 @@ class FastPieces:
         return rows.view(len(piece), *layer.depthwise.out_size(case.height, case.width), -1)
 
     def pools_clip(self, layer: Layer) -> bool:
-        """Return whether the squeeze-excitation pools over the clip."""
         return layer.gate is not None and layer.gate.whole
 
     def _means(self, x: Tensor) -> Tensor:
-        """Return (frames * batch, channels), the means over space."""
         return x.flatten(1, 2).mean(1, dtype=at_least_float32(x.dtype))
 
     def frame_sum(self, x: Tensor) -> Tensor:
-        """Return (batch, channels)."""
         return self._means(x).unflatten(0, (-1, self.batch)).sum(0)
 
     def finish(self, layer: Layer, wide: Tensor, mean: Tensor | None, residual: Tensor) -> Tensor:
-        """Return the layer's output."""
         case, run, gates = self._case(wide), self._run(len(wide)), None
         if layer.gate is not None:
             parts = [] if mean is None else [mean]
@@ -112,15 +96,18 @@ class FastPieces:
         return y.view(*wide.shape[:3], -1)
 
     def head(self, piece: Tensor) -> Tensor:
-        """Return the head's output."""
         x: Tensor = choose(PRODUCT, self._model.head, self._case(piece))(
             piece.reshape(-1, piece.shape[3])
         )
         return x.view(*piece.shape[:3], -1)
 
     def classify(self, mean: Tensor) -> Tensor:
-        """Return logits."""
         case = self._case(mean[:, None, None, :])
         hidden = choose(CLASSIFIER, self._model.hidden, case)(mean)
         logits: Tensor = choose(CLASSIFIER, self._model.output, case)(hidden)
         return logits
+
+
+def fast_pieces(model: Any, batch: int) -> Pieces:
+    """Return the stages of a base network, a `FastMoViNet`, over pieces of so many clips."""
+    return _FastPieces(model, batch)

@@ -14,7 +14,7 @@ import torch
 
 import movinet_port
 from movinet_port import MoViNet
-from movinet_port.fast import aot, native
+from movinet_port.fast import aot, packaged
 from movinet_port.fast.choice import Case
 from movinet_port.fast.optimize import fold_network
 from movinet_port.spec import StemSpec
@@ -78,7 +78,7 @@ def test_layers_in_cpp_give_the_logits_and_states_of_the_readable_network(
 ) -> None:
     taken: dict[str, list[bool]] = {"takes": [], "takes_stem": [], "takes_vector": []}
     for name, found in taken.items():
-        takes = getattr(native.Kernels, name)
+        takes = getattr(packaged.Kernels, name)
 
         def record(
             *arguments: Any, takes: Callable[..., bool] = takes, found: list[bool] = found
@@ -86,9 +86,9 @@ def test_layers_in_cpp_give_the_logits_and_states_of_the_readable_network(
             found.append(takes(*arguments))
             return found[-1]
 
-        monkeypatch.setattr(native.Kernels, name, record)
+        monkeypatch.setattr(packaged.Kernels, name, record)
     monkeypatch.setattr(
-        aot, "kernels_for", lambda network: native.Kernels(lanes, network.spec.activation)
+        aot, "kernels_for", lambda network: packaged.Kernels(lanes, network.spec.activation)
     )
     model = randomised(MoViNet(mini_spec("stream", **changes)))
     aot.compile_package(fold_network(model), tmp_path / "mini.pt2", size=size)
@@ -129,7 +129,7 @@ def test_what_the_cpp_does_not_cover_is_left_to_inductor(
     ) -> tuple[bool, bool]:
         network = fold_network(randomised(MoViNet(mini_spec("stream", **changes))))
         case = Case(batch, frames, 16, 16, network.dtype, "cpu", stream=True)
-        kernels = native.Kernels(lanes, "relu")
+        kernels = packaged.Kernels(lanes, "relu")
         layer = network.bottlenecks[-2]
         return kernels.takes(layer, case), kernels.takes_stem(network.stem, case)
 
@@ -151,7 +151,7 @@ def test_without_what_it_needs_there_is_no_kernel(
 
     def found(**changes: Any) -> Any:
         model = randomised(MoViNet(mini_spec("stream", **changes)))
-        return native.kernels_for(fold_network(model, dtype))
+        return packaged.kernels_for(fold_network(model, dtype))
 
     dtype = torch.float32
     assert found() is not None
@@ -161,7 +161,7 @@ def test_without_what_it_needs_there_is_no_kernel(
     if missing == "activation":
         changes["activation"] = "swish"
     if missing == "option":
-        monkeypatch.setattr(native, "_SHIMS", "shims_of_another_version")
+        monkeypatch.setattr(packaged, "_SHIMS", "shims_of_another_version")
     if missing == "instructions":
         monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", cpu_vec_isa.InvalidVecISA)
     assert found(**changes) is None

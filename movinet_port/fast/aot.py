@@ -24,8 +24,8 @@ import torch
 from movinet_port.errors import CheckpointError, MovinetPortError, SpecError
 from movinet_port.fast.graph import OPTIONS, PRODUCTS, Graph, GraphNetwork
 from movinet_port.fast.kernels import own_products
-from movinet_port.fast.native import kernels_for, takes_any_strides
 from movinet_port.fast.network import FastMoViNet
+from movinet_port.fast.packaged import kernels_for, takes_any_strides
 from movinet_port.fast.state import StreamState
 from movinet_port.files import whole_file
 from movinet_port.labels import check_labels

@@ -38,7 +38,7 @@ class Case(NamedTuple):
         stream: whether it is part of a stream, with a state.
         traced: whether a compiler looks on.
         watched: whether every activation is shown, see `movinet_port.fast.run.Tap`.
-        package: what computes parts of a package, `movinet_port.fast.native.Kernels`, or None.
+        package: what computes parts of a package, `movinet_port.fast.packaged.Kernels`, or None.
     """
 
     batch: int

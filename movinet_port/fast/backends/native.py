@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -44,6 +44,14 @@ def _kernel_of(kind: Any) -> Callable[[Any, Case], Any]:
     return lambda part, case: _kernel(kind, part)
 
 
+def _takes_narrow(layer: Layer, case: Case) -> bool:
+    return _computes(MatrixKernel)(layer.project, case)
+
+
+def _narrow(layer: Layer, case: Case) -> Compute:
+    return cast(Compute, _kernel(MatrixKernel, layer.project).add)
+
+
 def _stem(conv: StreamConv, case: Case) -> Compute:
     """Return what computes a stem, whose kernel turns frames on its way."""
     kernel = _kernel(StemKernel, conv)
@@ -80,19 +88,15 @@ def _pool(layer: Layer, case: Case) -> Compute:
     return lambda x: extension.average_pool(x, size, *before)
 
 
-# In a package -----------------------------------------------------------------------------------
+# In a package: `case.package` is the `Kernels` of movinet_port.fast.packaged ---------------------
 
 
-def _takes_packaged_stem(conv: StreamConv, case: Case) -> bool:
-    return case.package is not None and case.package.takes_stem(conv, case)
+def _packs(takes: str) -> Callable[[Any, Case], bool]:
+    return lambda part, case: case.package is not None and getattr(case.package, takes)(part, case)
 
 
 def _packaged_stem(conv: StreamConv, case: Case) -> Compute:
     return lambda video, run: case.package.compute_stem(conv, video)
-
-
-def _takes_packaged_layer(layer: Layer, case: Case) -> bool:
-    return case.package is not None and case.package.takes(layer, case)
 
 
 def _packaged_layer(layer: Layer, case: Case) -> Compute:
@@ -100,27 +104,18 @@ def _packaged_layer(layer: Layer, case: Case) -> Compute:
     return lambda x, run: case.package.compute(layer, x, rows(x, run), run)
 
 
-def _takes_packaged_vector(block: Pointwise, case: Case) -> bool:
-    return case.package is not None and case.package.takes_vector(block, case)
-
-
 def _packaged_vector(block: Pointwise, case: Case) -> Compute:
     return lambda x: case.package.compute_vector(block, x)
 
 
 ROWS = (
-    Row(STEM, "native", _takes_packaged_stem, _packaged_stem),
+    Row(STEM, "native", _packs("takes_stem"), _packaged_stem),
     Row(STEM, "native", _computes(StemKernel), _stem),
-    Row(LAYER, "native", _takes_packaged_layer, _packaged_layer),
+    Row(LAYER, "native", _packs("takes"), _packaged_layer),
     Row(LAYER, "native", _takes_frame, _frame),
     Row(CONVOLVE, "native", _takes_clip, _kernel_of(ClipKernel)),
-    Row(
-        NARROW,
-        "native",
-        lambda layer, case: _computes(MatrixKernel)(layer.project, case),
-        lambda layer, case: _kernel(MatrixKernel, layer.project).add,
-    ),
+    Row(NARROW, "native", _takes_narrow, _narrow),
     Row(POOL, "native", _takes_pool, _pool),
     Row(PRODUCT, "native", _computes(MatrixKernel), _kernel_of(MatrixKernel)),
-    Row(CLASSIFIER, "native", _takes_packaged_vector, _packaged_vector),
+    Row(CLASSIFIER, "native", _packs("takes_vector"), _packaged_vector),
 )

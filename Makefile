@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 REFERENCE_VENV := .venv-reference
 BENCH_VENV := .venv-bench
-INSTALLED_FROM := setup.cfg setup.py pyproject.toml constraints.txt $(wildcard movinet_port/fast/*.cpp)
+INSTALLED_FROM := setup.cfg setup.py pyproject.toml constraints.txt \
+  $(wildcard movinet_port/fast/*.cpp movinet_port/fast/*.h)
 # Processes that tests run in; a file's tests stay together, because they share what is slow to make.
 JOBS ?= 2
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
@@ -29,7 +30,7 @@ $(1)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(2)]'
 @touch $@
 endef
 
-.PHONY: help demo test test-reference fuzz bench lint clean
+.PHONY: help demo test test-reference fuzz bench lint wheel clean
 
 help:
 	@echo "make demo            convert the sample model and compare both sides"
@@ -38,6 +39,7 @@ help:
 	@echo "make fuzz            damaged sources by the hundred, each refused or converted right"
 	@echo "make bench           speed and memory, ours and others' side by side (BENCH=--help)"
 	@echo "make lint            linters and types only"
+	@echo "make wheel           in dist/: the sdist, and a wheel for every Python on this kind of machine"
 	@echo "make clean           remove environments, builds and caches"
 
 $(VENV)/.installed-tf: $(INSTALLED_FROM)
@@ -77,6 +79,9 @@ test-reference: $(REFERENCE_VENV)/.installed
 fuzz: export TF_USE_LEGACY_KERAS = 1
 fuzz: $(VENV)/.installed-dev
 	$(VENV)/bin/python tests/fuzz.py
+
+wheel: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m build --no-isolation
 
 $(BENCH_VENV)/.installed: $(INSTALLED_FROM)
 	$(call install,$(BENCH_VENV),tf$(,)bench$(,)reference)

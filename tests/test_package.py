@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -21,6 +23,8 @@ import movinet_port
 from movinet_port.fast import extension
 
 ROOT = Path(__file__).parents[1]
+# Files that a package works with.
+KINDS = (".py", ".json", ".typed", ".tar.gz", ".cpp", ".h")
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 
 
@@ -39,17 +43,36 @@ def tracked() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was built from it."""
+    """A folder with the sdist, and the wheel that was built from it.
+
+    They are built once for all processes, and again when something that they are of has changed.
+    """
     pytest.importorskip("build")
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in tracked():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
-    out = tmp_path_factory.mktemp("dist")
-    # In this environment: an isolated one would be downloaded.
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy)
+    names = tracked()
+    digest = hashlib.sha256(repr(names).encode())
+    for name in names:
+        # Of tests and docs their names matter, not what is in them.
+        if name.partition("/")[0] in PACKAGES or "/" not in name:
+            digest.update(hashlib.sha256((ROOT / name).read_bytes()).digest())
+    packages = ROOT / "build/packages"
+    out = packages / digest.hexdigest()[:16]
+    packages.mkdir(parents=True, exist_ok=True)
+    with open(packages / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            for old in packages.iterdir():
+                if old.is_dir():
+                    shutil.rmtree(old)
+            copy = tmp_path_factory.mktemp("checkout")
+            for name in names:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, copy / name)
+            # In this environment: an isolated one would be downloaded.
+            unfinished = packages / "unfinished"
+            run(sys.executable, "-m", "build", "--no-isolation", "--outdir", unfinished, copy)
+            unfinished.rename(out)
     return out
 
 
@@ -71,7 +94,7 @@ def test_wheel_holds_the_packages_with_their_data_and_nothing_else(built: Path) 
         name
         for name in tracked()
         if name.partition("/")[0] in PACKAGES
-        and (name.endswith((".py", ".json", ".typed", ".tar.gz")) or "/templates/" in name)
+        and (name.endswith(KINDS) or "/templates/" in name)
         # Run by hand, with the authors' code.
         and name != "weights/samples/make_sample.py"
     }
@@ -83,11 +106,40 @@ def test_wheel_holds_the_packages_with_their_data_and_nothing_else(built: Path) 
 def test_wheel_holds_the_compiled_libraries_and_sdist_none(built: Path) -> None:
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    compiled = {name.partition(".")[0] for name in names if name.endswith(".so")}
-    assert compiled == {f"movinet_port/fast/_{kind}" for kind in ("avx2", "avx512")}
-    assert wheel.stem.endswith("linux_x86_64")
+    compiled = {name for name in names if name.endswith(".so")}
+    assert compiled == {f"movinet_port/fast/_{kind}.so" for kind in ("avx2", "avx512")}
     with tarfile.open(sdist) as archive:
         assert not [name for name in archive.getnames() if name.endswith(".so")]
+
+
+@pytest.mark.skipif(not extension.libraries(), reason="it could not be compiled here")
+def test_wheel_is_for_every_python_and_needs_only_what_pytorch_brings(built: Path) -> None:
+    pytest.importorskip("auditwheel")
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name == f"movinet_port-{movinet_port.__version__}-py3-none-linux_x86_64.whl"
+    shown = " ".join(run(sys.executable, "-m", "auditwheel", "show", wheel).stdout.split())
+    assert 'consistent with the following platform tag: "linux_x86_64"' in shown
+    # Not bundled: a second OpenMP would have threads of its own beside PyTorch's.
+    needed = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "libgomp.so.1"}
+    assert set(re.findall(r"[\w+-]+\.so\.\d+", shown)) == needed
+
+
+def test_without_a_compiler_the_sdist_gives_a_wheel_that_does_without(
+    built: Path, tmp_path: Path
+) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, tmp_path)
+    environment = {**outside(), "CC": "no-compiler", "CXX": "no-compiler"}
+    (folder,) = tmp_path.iterdir()
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", folder]
+    ended = run(*build, env=environment)
+    assert "no-compiler" in ended.stdout + ended.stderr
+    (wheel,) = folder.glob("dist/*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "wheel", "zip")
+    script = "import movinet_port.fast.library as one; print(one.__file__, one.libraries())"
+    found = run(sys.executable, "-c", script, cwd=tmp_path / "wheel", env=outside()).stdout
+    assert found.startswith(str(tmp_path))
+    assert found.endswith("()\n")
 
 
 def test_every_top_level_package_is_named_in_the_setup() -> None:
@@ -106,7 +158,7 @@ def test_version_is_said_once_and_the_same_everywhere() -> None:
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the programs of an environment that has the wheel, and sees our libraries."""
     folder = tmp_path_factory.mktemp("environment")

@@ -196,6 +196,47 @@ class LiteGraph:
         return _Writer(Builder(size + (1 << 16))).file(self, metadata, key)
 
 
+# As the Task Library looks for it.
+LABELS = "labels.txt"
+_METADATA_IDENTIFIER = b"M001"
+_LABELS_OF_AN_AXIS = 2
+
+
+def task_metadata(name: str, labels: bool) -> bytes:
+    """Return what TF Lite Metadata says of a network: names, and where its labels are.
+
+    Args:
+        name: of the network.
+        labels: whether a file of labels belongs to the logits.
+    """
+    from flatbuffers import Builder
+
+    writer = _Writer(Builder(1024))
+    text, table, listed = writer.text, writer.table, writer.offsets
+    image = table(
+        7,
+        {
+            0: ("o", text("image")),
+            1: ("o", text("RGB in [0, 1], (batch, frames, height, width, 3)")),
+        },
+    )
+    files = []
+    if labels:
+        kind = ("b", _LABELS_OF_AN_AXIS)
+        files.append(table(5, {0: ("o", text(LABELS)), 2: kind}))
+    logits = table(
+        7,
+        {
+            0: ("o", text("logits")),
+            1: ("o", text("before softmax, (batch, classes)")),
+            6: ("o", listed(files)),
+        },
+    )
+    graph = table(8, {2: ("o", listed([image])), 3: ("o", listed([logits]))})
+    root = table(8, {0: ("o", text(f"MoViNet {name}")), 3: ("o", listed([graph]))})
+    return writer.finish(root, _METADATA_IDENTIFIER)
+
+
 class _Writer:
     """Lays a graph out, from the inside to the outside, as a flatbuffer is built."""
 
@@ -205,7 +246,7 @@ class _Writer:
     def file(self, graph: LiteGraph, metadata: Mapping[str, bytes], key: str) -> bytes:
         """Return the file."""
         # The first buffer is what tensors without numbers have.
-        buffers = [self._table(3, {})]
+        buffers = [self.table(3, {})]
         numbers = {}
         for index, tensor in enumerate(graph.tensors):
             if tensor.data is not None:
@@ -221,7 +262,7 @@ class _Writer:
         ]
         kinds = sorted({operation.kind for operation in graph.operations})
         codes = [
-            self._table(
+            self.table(
                 4,
                 {
                     0: ("b", min(_KINDS[kind].code, 127)),
@@ -235,44 +276,57 @@ class _Writer:
             self._operation(kinds.index(operation.kind), operation)
             for operation in graph.operations
         ]
-        subgraph = self._table(
+        subgraph = self.table(
             6,
             {
-                0: ("o", self._offsets(tensors)),
+                0: ("o", self.offsets(tensors)),
                 1: ("o", self._ints(list(graph.inputs.values()))),
                 2: ("o", self._ints(list(graph.outputs.values()))),
-                3: ("o", self._offsets(written)),
-                4: ("o", self._builder.CreateString("main")),
+                3: ("o", self.offsets(written)),
+                4: ("o", self.text("main")),
             },
         )
-        signature = self._table(
+        signature = self.table(
             5,
             {
                 0: ("o", self._tensor_map(graph.inputs)),
                 1: ("o", self._tensor_map(graph.outputs)),
-                2: ("o", self._builder.CreateString(key)),
+                2: ("o", self.text(key)),
             },
         )
         entries = [
-            self._table(2, {0: ("o", self._builder.CreateString(name)), 1: ("I", number)})
-            for name, number in named
+            self.table(2, {0: ("o", self.text(name)), 1: ("I", number)}) for name, number in named
         ]
-        root = self._table(
+        root = self.table(
             10,
             {
                 0: ("I", _VERSION),
-                1: ("o", self._offsets(codes)),
-                2: ("o", self._offsets([subgraph])),
-                3: ("o", self._builder.CreateString(graph.description)),
-                4: ("o", self._offsets(buffers)),
-                6: ("o", self._offsets(entries)),
-                7: ("o", self._offsets([signature])),
+                1: ("o", self.offsets(codes)),
+                2: ("o", self.offsets([subgraph])),
+                3: ("o", self.text(graph.description)),
+                4: ("o", self.offsets(buffers)),
+                6: ("o", self.offsets(entries)),
+                7: ("o", self.offsets([signature])),
             },
         )
-        self._builder.Finish(root, _IDENTIFIER)
+        return self.finish(root, _IDENTIFIER)
+
+    def finish(self, root: int, identifier: bytes) -> bytes:
+        """Return what was built; `root` is its outermost table."""
+        self._builder.Finish(root, identifier)
         return bytes(self._builder.Output())
 
-    def _table(self, fields: int, values: Mapping[int, tuple[str, int]]) -> int:
+    def text(self, value: str) -> int:
+        """Write a string, and return where."""
+        return int(self._builder.CreateString(value))
+
+    def table(self, fields: int, values: Mapping[int, tuple[str, int]]) -> int:
+        """Write a table, and return where.
+
+        Args:
+            fields: how many its kind has.
+            values: number of the field -> (what it is, value or where that is).
+        """
         builder = self._builder
         builder.StartObject(fields)
         for field, (kind, value) in values.items():
@@ -293,12 +347,13 @@ class _Writer:
         builder.StartVector(1, len(content), _ALIGNMENT)
         builder.head = builder.head - len(content)
         builder.Bytes[builder.head : builder.head + len(content)] = content
-        return self._table(3, {0: ("o", builder.EndVector())})
+        return self.table(3, {0: ("o", builder.EndVector())})
 
     def _ints(self, values: Sequence[int]) -> int:
         return int(self._builder.CreateNumpyVector(np.asarray(values, np.int32)))
 
-    def _offsets(self, values: Sequence[int]) -> int:
+    def offsets(self, values: Sequence[int]) -> int:
+        """Write a list of tables, given where they are, and return where."""
         builder = self._builder
         builder.StartVector(4, len(values), 4)
         for value in reversed(values):
@@ -310,7 +365,7 @@ class _Writer:
             0: ("o", self._ints(tensor.shape)),
             1: ("b", _TYPES[tensor.dtype]),
             2: ("I", number),
-            3: ("o", self._builder.CreateString(tensor.name)),
+            3: ("o", self.text(tensor.name)),
         }
         if tensor.scale is not None:
             zeros = np.full(len(tensor.scale), tensor.zero_point, np.int64)
@@ -319,8 +374,8 @@ class _Writer:
                 3: ("o", int(self._builder.CreateNumpyVector(zeros))),
                 6: ("i", tensor.axis),
             }
-            fields[4] = ("o", self._table(7, quantization))
-        return self._table(11, fields)
+            fields[4] = ("o", self.table(7, quantization))
+        return self.table(11, fields)
 
     def _operation(self, code: int, operation: LiteOperation) -> int:
         row = _KINDS[operation.kind]
@@ -332,13 +387,13 @@ class _Writer:
         if row.options_type:
             values = {field: (form, value) for field, form, value in row.options(operation.options)}
             fields[3] = ("b", row.options_type)
-            fields[4] = ("o", self._table(row.fields, values))
-        return self._table(14, fields)
+            fields[4] = ("o", self.table(row.fields, values))
+        return self.table(14, fields)
 
     def _tensor_map(self, names: Mapping[str, int]) -> int:
-        return self._offsets(
+        return self.offsets(
             [
-                self._table(2, {0: ("o", self._builder.CreateString(name)), 1: ("I", number)})
+                self.table(2, {0: ("o", self.text(name)), 1: ("I", number)})
                 for name, number in names.items()
             ]
         )

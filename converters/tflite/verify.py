@@ -63,11 +63,11 @@ class LiteStream:
 
     def reset(self) -> None:
         """Start another video."""
-        self._states = {}
+        self.states: dict[str, Tensor] = {}
         for name, index in self._inputs.items():
             tensor = self._model.tensors[index]
             dtype = torch.float64 if tensor.dtype != "int32" else torch.int32
-            self._states[name] = torch.zeros(tensor.shape, dtype=dtype)
+            self.states[name] = torch.zeros(tensor.shape, dtype=dtype)
 
     def __call__(self, clip: Tensor) -> Tensor:
         """Return the logits after this clip, (batch, frames, height, width, 3) in [0, 1]."""
@@ -75,9 +75,9 @@ class LiteStream:
 
     def watch(self, clip: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return what some tensors of the file are for this clip, which comes next in the video."""
-        given = {self._image: clip, **{self._inputs[n]: s for n, s in self._states.items()}}
+        given = {self._image: clip, **{self._inputs[n]: s for n, s in self.states.items()}}
         found = self._runner(given, {*wanted, *self._outputs.values()})
-        self._states = {name: found[index] for name, index in self._outputs.items()}
+        self.states = {name: found[index] for name, index in self._outputs.items()}
         return {index: found[index] for index in wanted}
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 import movinet_port
 from movinet_port.agreement import Agreement
@@ -29,6 +30,7 @@ from movinet_port.inputs import check_clip, published_input
 from movinet_port.model import MoViNet
 
 Notes: TypeAlias = tuple[tuple[str, str], ...]
+Calibration: TypeAlias = Callable[[int, tuple[int, int]], Iterable[Tensor]]
 Writer: TypeAlias = Callable[[Checkpoint, MoViNet, ClipShape, Mapping[str, Any], Path], None]
 
 
@@ -46,6 +48,10 @@ class Request:
         shape: the sizes of a clip that are fixed.
         verify: whether to run what was written beside the network, and compare.
         progress: called with a line of text when a step begins.
+        quantise: how numbers are to be stored, one of the target's `quantisations`; None for
+            float32.
+        calibration: gives clips of real videos, (1, frames, height, width, 3) in [0, 1], for
+            (frames, (height, width)); None if there are none.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +59,8 @@ class Request:
     shape: ClipShape
     verify: bool
     progress: Callable[[str], None]
+    quantise: str | None = None
+    calibration: Calibration | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Target:
         sizes: which sizes of a clip are in it: those that are named, the others staying free;
             at least the size of a frame; or none.
         suffix: what its name must end in; None for anything.
+        quantisations: how it can store numbers other than as float32.
     """
 
     title: str
@@ -76,6 +85,7 @@ class Target:
     verified: bool = True
     sizes: Literal["any", "frame", "none"] = "any"
     suffix: str | None = None
+    quantisations: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +204,8 @@ def export_checkpoint(
     verify: bool = True,
     progress: Callable[[str], None] = lambda activity: None,
     targets: Mapping[str, Target] = TARGETS,
+    quantise: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Exported:
     """Write a network as another kind of file; it appears whole or not at all.
 
@@ -209,6 +221,7 @@ def export_checkpoint(
         verify: run the file beside the network, and compare.
         progress: called with a line of text when a step begins.
         targets: the table.
+        quantise, calibration: as in `Request`.
 
     Raises:
         MismatchError: the file gives other logits or states; nothing was written.
@@ -222,7 +235,7 @@ def export_checkpoint(
         )
     kind = targets[target]
     shape = ClipShape() if shape is None else shape
-    title = f"{'an' if kind.title[0] in 'aeiou' else 'a'} {kind.title}"
+    title = f"{'an' if kind.title[0] in 'aeiouO' else 'a'} {kind.title}"
     check_clip(shape.frames or 1, shape.height or 1, shape.width or 1, shape.batch or 1)
     if shape != ClipShape() and kind.sizes == "none":
         raise ExportError(
@@ -235,16 +248,26 @@ def export_checkpoint(
         published = _input_format(checkpoint)
         example = f", such as --size {published['size']}" if published else ""
         raise ExportError(f"{title} is for one size of frames; name it with --size{example}")
-    written = kind.write(Request(checkpoint, Path(path), shape, verify, progress))
+    if quantise is not None and quantise not in kind.quantisations:
+        those = f"as {', '.join(kind.quantisations)}" if kind.quantisations else "in float32 only"
+        raise ExportError(f"{title} stores numbers {those}, found {quantise}")
+    written = kind.write(
+        Request(checkpoint, Path(path), shape, verify, progress, quantise, calibration)
+    )
     return Exported(Path(path), target, shape, *written)
 
 
 def _facts(checkpoint: Checkpoint, model: MoViNet, shape: ClipShape) -> dict[str, Any]:
     """Return what travels with the network, as plain data."""
+    inputs = {name: list(axes) for name, axes in input_axes(model, shape).items()}
+    return {**facts_of(checkpoint), "inputs": inputs}
+
+
+def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what travels with a network whatever its sizes, as plain data."""
     facts: dict[str, Any] = {
         "spec": checkpoint.spec.to_dict(),
         "input": _input_format(checkpoint),
-        "inputs": {name: list(axes) for name, axes in input_axes(model, shape).items()},
         "provenance": dict(checkpoint.provenance),
         "labels": None if checkpoint.labels is None else list(checkpoint.labels),
         "movinet-port": movinet_port.__version__,

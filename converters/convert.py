@@ -168,7 +168,8 @@ def _convert_opened(
         "weights_sha256": weights_digest(state_dict),
     }
     made_for = published_input(recognition.spec.name)
-    checkpoint = Checkpoint(recognition.spec, state_dict, provenance, input=made_for)
+    labels = found.labels if len(found.labels) == recognition.spec.num_classes else None
+    checkpoint = Checkpoint(recognition.spec, state_dict, provenance, labels, made_for)
     return Conversion(
         checkpoint=checkpoint,
         findings=recognition.findings,

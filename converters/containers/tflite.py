@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from converters.tflite.schema import IDENTIFIER, read_lite_model
 from converters.tflite.verify import verify
 from movinet_port.agreement import Agreement
 from movinet_port.model import MoViNet
+
+_MOST_LABEL_BYTES = 1 << 20
 
 
 def find_tflite(path: Path) -> Path | None:
@@ -28,7 +33,22 @@ def read_tflite(path: Path) -> SourceVariables:
     Raises:
         ConversionError: the file is damaged, or no MoViNet that can be told by its names.
     """
-    return _network(path).variables()
+    found = _network(path).variables()
+    return dataclasses.replace(found, labels=_labels(path))
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    """Return the lines of the one file of labels that TF Lite Metadata put behind the network."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            lists = [info for info in archive.infolist() if info.filename.endswith(".txt")]
+            if len(lists) != 1 or lists[0].file_size > _MOST_LABEL_BYTES:
+                return ()
+            text = archive.read(lists[0]).decode("utf-8")
+    # No archive, or one that is damaged; labels are not what the file is read for.
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        return ()
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def tflite_evidence(path: Path, parameters: Mapping[str, Variable]) -> Evidence:

@@ -50,6 +50,7 @@ class SourceVariables:
         layers: what a path starts with -> bottleneck layer, where neither path nor full name say.
         stated: field of `ModelSpec` -> (value, where the file says so).
         facts: what else the file says of itself, for people and the provenance.
+        labels: the classes' names, if the file has them.
     """
 
     variables: Sequence[Variable]
@@ -57,3 +58,4 @@ class SourceVariables:
     layers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     stated: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] = ()

@@ -350,38 +350,43 @@ class LiteNetwork:
             (number of the operation, position of its input) -> value, for `LiteRunner`.
         """
         found = {}
-        gates = [
+        gates = {
             step.index
             for module, gate in self._gates.items()
             if gate.value == "hard_sigmoid_relu6"
             for step in self._elementwise_after(self._convolutions[module].operation.outputs[0])
-        ]
+        }
         for operation in self.model.operations:
-            if operation.kind not in ("MUL", "MINIMUM"):
-                continue
             for position, index in enumerate(operation.inputs):
                 constant = self._constant(index)
-                if constant is None:
+                if constant is None or constant.dtype.startswith("int32"):
                     continue
-                if operation.kind == "MINIMUM":
-                    if self._is_ceiling(operation, constant):
-                        found[operation.index, position] = torch.tensor(
-                            KERAS_LINE.limit, dtype=torch.float64
-                        )
-                    continue
-                if operation.index in gates:
-                    meant = torch.tensor(SIXTH, dtype=torch.float64)
-                elif _ENCODING_ANGLE.search(self.model.tensors[operation.outputs[0]].place):
-                    meant = encoding_rates(constant.shape[-1], torch.float64, "cpu")
-                elif (share := self._share(operation.inputs[1 - position])) is not None:
-                    meant = torch.tensor(share, dtype=torch.float64)
-                else:
-                    continue
-                # float16 has 11 bits, and 8-bit numbers are off by half a step of the largest.
-                near = float(meant.abs().max()) / 128
-                if np.allclose(constant.real(), meant, rtol=0, atol=near):
-                    found[operation.index, position] = meant
+                if self._is_ceiling(operation, constant):
+                    found[operation.index, position] = _exactly(KERAS_LINE.limit)
+                elif operation.kind == "MUL":
+                    other = operation.inputs[1 - position]
+                    for meant in self._meant(operation, constant, other, gates):
+                        # float16 has 11 bits, and 8-bit numbers are off by half a step of the
+                        # largest.
+                        near = float(meant.abs().max()) / 128
+                        if np.allclose(constant.real(), meant, rtol=0, atol=near):
+                            found[operation.index, position] = meant.expand(constant.shape)
+                            break
         return found
+
+    def _meant(
+        self, operation: Operation, constant: Tensor, other: int, gates: set[int]
+    ) -> Iterator[torch.Tensor]:
+        """Yield what a factor may have been before it was rounded."""
+        if operation.index in gates:
+            yield _exactly(SIXTH)
+        elif _ENCODING_ANGLE.search(self.model.tensors[operation.outputs[0]].place):
+            width = constant.shape[-1]
+            yield encoding_rates(width, torch.float64, "cpu")
+            # Those of the sines or cosines alone, which are the same.
+            yield encoding_rates(2 * width, torch.float64, "cpu")[::2]
+        elif (share := self._share(other)) is not None:
+            yield _exactly(share)
 
     def _share(self, index: int) -> float | None:
         """Return one over how many numbers a value is the sum of; None if it is no sum."""
@@ -454,7 +459,7 @@ class LiteNetwork:
         constant = self._constant(index)
         assert constant is not None  # _elementwise_after takes no others
         if self._is_ceiling(operation, constant):
-            return torch.tensor(KERAS_LINE.limit, dtype=torch.float64)
+            return _exactly(KERAS_LINE.limit)
         return self.runner.constant(constant.index).reshape(())
 
     def _is_ceiling(self, operation: Operation, constant: Tensor) -> bool:
@@ -499,6 +504,10 @@ class LiteNetwork:
             quantises = any(op.kind == "QUANTIZE" for op in self.model.operations)
             return "int8" if quantises else "dynamic range"
         return "float16" if "float16" in kinds else "float32"
+
+
+def _exactly(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _data(operation: Operation) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 , := ,
 
 # The extras that tests use; the demo needs tf alone.
-TESTED := tf,video,plot,onnx,hub
+TESTED := tf,video,plot,onnx,hub,tflite
 
 PYTHON_FITS = import sys; print("yes" if (3, 10) <= sys.version_info[:2] <= (3, 12) else "")
 BAD_PYTHON = $(PYTHON) is not a Python 3.10, 3.11 or 3.12 (found: \

@@ -52,6 +52,7 @@ STANDS_FOR = {
     r"--model a0 --mode stream": f"--hub-url {SAMPLE}",
     r"\bSOURCE\b": SAMPLE,
     r"\bOTHER\b": "tests/data/era2_mini_stream.tar.gz",
+    r"\bmodel\.tflite\b": "tests/data/lite_relu6_gate.float16.tflite",
 }
 
 # Options that make a command short: a pattern, and what follows it then; the last option counts.

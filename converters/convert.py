@@ -24,6 +24,7 @@ from converters.containers.variables import MOST_BYTES
 from converters.deviations import era
 from converters.errors import ConversionError
 from converters.fetch import Source, open_source
+from converters.interpreter.engines import DEFAULT
 from converters.layouts import to_torch_layout
 from converters.locate import Located, Selection, locate_variables
 from converters.recognise import Finding, recognise
@@ -78,6 +79,7 @@ def convert_source(
     ema: bool = False,
     ignore: Sequence[str] = (),
     verify: bool = True,
+    engine: str = DEFAULT,
     progress: Progress = lambda activity: None,
     **given: Any,
 ) -> Conversion:
@@ -94,6 +96,7 @@ def convert_source(
         ignore: names of variables that are no part of the network and may be left out; ``*``
             stands for anything.
         verify: run both sides on a random clip and compare, where the source has a graph.
+        engine: what runs the source's graph: "pytorch", or "tensorflow" where it is installed.
         progress: called with a line of text when a step begins.
         **given: fields of `ModelSpec` that weights cannot tell (``gate``, ``causal_padding``,
             ``activation``, ``se_type``, ``causal``, ``norm_epsilon``), for a source without a
@@ -116,7 +119,8 @@ def convert_source(
         _check_identity(conversion.checkpoint.spec, model, mode)
         if verify and container.verify is not None:
             progress("running both sides on a random clip")
-            verification = container.verify(opened.path, conversion.checkpoint.build())
+            built = conversion.checkpoint.build()
+            verification = container.verify(opened.path, built, engine)
             conversion = dataclasses.replace(conversion, verification=verification)
             require(verification)
         return conversion

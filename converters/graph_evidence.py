@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from converters.containers.evidence import ConvolutionEvidence, Statement
 from converters.containers.variables import Variable
 from converters.errors import ConversionError
-from converters.graph import ELEMENTWISE, PASS_THROUGH, Graph, Node, Value, load_graph
+from converters.graph import ELEMENTWISE, Evaluator, load_graph
+from converters.interpreter.graph import PASS_THROUGH, Graph, Node, Value
 from movinet_port import functions
 from movinet_port.checkpoint import listing
 from movinet_port.layers import legacy_padding, same_padding
@@ -58,6 +59,7 @@ class GraphEvidence:
 
     def __init__(self, graph: Graph, variables: Mapping[str, Value]) -> None:
         self._graph = graph
+        self._evaluate = Evaluator(graph)
         self._variables = variables
 
     def convolution(self, parameter: str, kernel_size: Triple) -> ConvolutionEvidence:
@@ -92,7 +94,7 @@ class GraphEvidence:
                 # What is TensorFlow's default is not saved.
                 return _shortest(node.attr["epsilon"].f) if "epsilon" in node.attr else 1e-4
             if node.op == "AddV2":
-                return _shortest(self._graph.evaluate(node.inputs[1 - position], {}).item())
+                return _shortest(self._evaluate(node.inputs[1 - position], {}).item())
         raise ConversionError(
             f"{parameter}: no batch normalisation in the graph uses it, expected one"
         )
@@ -108,7 +110,7 @@ class GraphEvidence:
             if node.op in ("Sum", "Cumsum", "Mean")
         ]
         for node in pools:
-            if node.op != "Mean" or 1 in self._graph.evaluate(node.inputs[1], {}):
+            if node.op != "Mean" or 1 in self._evaluate(node.inputs[1], {}):
                 return Statement("time", node.name)
         if not pools:
             raise ConversionError(f"{parameter}: nothing is pooled in front of it")
@@ -159,7 +161,7 @@ class GraphEvidence:
             clip = np.zeros((1, size, size, size, 1))
             source = self._graph.source(pad.inputs[0])
             known = dict.fromkeys(self._aliases_of(pad.inputs[0], source), clip)
-            amounts = np.asarray(self._graph.evaluate(pad.inputs[1], known))
+            amounts = np.asarray(self._evaluate(pad.inputs[1], known))
             # Height and width, whether frames are an axis of their own or not.
             spatial = [tuple(row) for row in amounts[-3:-1].tolist()]
         fitting = frozenset(name for name, expected in rules.items() if spatial == expected)
@@ -181,7 +183,7 @@ class GraphEvidence:
     def _function(self, parameter: str, candidates: Mapping[str, Function]) -> Statement:
         start = self._affine_output(parameter)
         last = self._end_of_elementwise(start)
-        found = self._graph.evaluate((last, 0), {start: _GRID})
+        found = self._evaluate((last, 0), {start: _GRID})
         for name, function in candidates.items():
             if np.allclose(found, function(_GRID), rtol=0, atol=_GRID_TOLERANCE):
                 return Statement(name, last)
@@ -247,10 +249,10 @@ def saved_model_evidence(folder: Path, parameters: Mapping[str, Variable]) -> Gr
         ConversionError: the graph cannot be read, or does not use one of the variables.
     """
     graph = load_graph(folder)
-    absent = [p for p, v in parameters.items() if v.node not in graph.variables]
+    absent = [p for p, v in parameters.items() if v.node not in graph.captured]
     if absent:
         raise ConversionError(
             f"the serving signature does not use {len(absent)} of the variables: "
             f"{listing(absent)}; expected all of them"
         )
-    return GraphEvidence(graph, {p: graph.variables[v.node] for p, v in parameters.items()})
+    return GraphEvidence(graph, {p: graph.captured[v.node] for p, v in parameters.items()})

@@ -222,7 +222,7 @@ def _write_saved_model(
         _check_bits(request, read_saved_model(folder))
         if request.verify:
             request.progress("running both sides on a random clip")
-            agreement = verify_saved_model(folder, request.checkpoint.build())
+            agreement = verify_saved_model(folder, request.checkpoint.build(), engine="tensorflow")
             require(agreement)
     return agreement
 

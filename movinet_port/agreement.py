@@ -13,6 +13,9 @@ from torch import Tensor
 LOGIT_BOUND = 2e-5
 # Likewise of each state; states are activations, whose small ones say nothing by themselves.
 STATE_BOUND = 10 * LOGIT_BOUND
+# Of the logits where both sides are computed in float64: nothing but the same function is as near.
+# Right networks are a few 1e-15 apart; one weight off by 1e-5 of itself makes some 1e-9.
+FUNCTION_BOUND = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable
 
 from converters.dialects import state_name
-from converters.graph import PASS_THROUGH, Graph, Value
 from converters.graph_evidence import GraphEvidence
+from converters.interpreter.graph import PASS_THROUGH, Graph, Value
 from movinet_port.spec import ModelSpec
 from movinet_port.wiring import Node, Operation, wiring
 from parity.errors import ComparisonError

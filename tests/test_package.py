@@ -200,7 +200,7 @@ def test_demo_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None
     assert re.search("^parity: .* 209 taps, 54 states", ended.stdout, re.MULTILINE)
 
 
-def test_demo_without_tensorflow_says_what_to_install(installed: Path, tmp_path: Path) -> None:
+def test_demo_needs_no_tensorflow(installed: Path, tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     (hidden / "tensorflow").mkdir(parents=True)
     (hidden / "tensorflow/__init__.py").write_text("raise ImportError('none')")
@@ -211,6 +211,5 @@ def test_demo_without_tensorflow_says_what_to_install(installed: Path, tmp_path:
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    assert "pip install 'movinet-port[tf]'" in line
+    assert ended.returncode == 0, ended.stderr
+    assert re.search("^parity: .* 209 taps, 54 states", ended.stdout, re.MULTILINE)

@@ -52,7 +52,8 @@ class Container:
         files: the files that matter, where that is not one: what was found -> their paths.
         evidence: reads the computation, where the container has it; it is given what `read` was,
             and the variable that fills each parameter.
-        verify: runs both sides on a random clip, where the container has the computation.
+        verify: runs both sides on a random clip, where the container has the computation; its third
+            argument is the engine that runs the source's, see `converters.interpreter.engines`.
         needs: the packages that these import.
     """
 
@@ -61,7 +62,7 @@ class Container:
     suffixes: tuple[str, ...] = ()
     files: Callable[[Path], Sequence[Path]] | None = None
     evidence: Callable[[Path, Mapping[str, Variable]], Evidence] | None = None
-    verify: Callable[[Path, MoViNet], Agreement] | None = None
+    verify: Callable[[Path, MoViNet, str], Agreement] | None = None
     needs: tuple[str, ...] = ()
 
 
@@ -73,7 +74,6 @@ CONTAINERS: dict[str, Container] = {
         files=saved_model_files,
         evidence=saved_model_evidence,
         verify=verify_saved_model,
-        needs=("tensorflow",),
     ),
     "checkpoint": Container(find_checkpoint, read_checkpoint, files=checkpoint_files),
     "hdf5": Container(find_hdf5, read_hdf5, suffixes=(".h5", ".hdf5"), needs=("h5py",)),

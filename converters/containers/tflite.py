@@ -10,6 +10,8 @@ from pathlib import Path
 
 from converters.containers.evidence import Evidence
 from converters.containers.variables import SourceVariables, Variable
+from converters.errors import ConversionError
+from converters.interpreter.engines import DEFAULT
 from converters.tflite.network import LiteNetwork
 from converters.tflite.schema import IDENTIFIER, read_lite_model
 from converters.tflite.verify import verify
@@ -56,12 +58,16 @@ def tflite_evidence(path: Path, parameters: Mapping[str, Variable]) -> Evidence:
     return _network(path)
 
 
-def verify_tflite(path: Path, model: MoViNet) -> Agreement:
+def verify_tflite(path: Path, model: MoViNet, engine: str = DEFAULT) -> Agreement:
     """Compute the file and the network in float64 on one random video.
 
     Raises:
-        ConversionError: the file cannot be computed.
+        ConversionError: the file cannot be computed, or not by that engine.
     """
+    if engine != DEFAULT:
+        raise ConversionError(
+            f"{path}: a TF Lite file is computed by {DEFAULT} alone, not {engine}"
+        )
     return verify(_network(path), model)
 
 

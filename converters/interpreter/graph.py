@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from converters.containers.saved_model import SavedModel
+from converters.containers.saved_model import GRAPH_FILE, SavedModel
 from converters.errors import ConversionError
 from converters.interpreter.operations import OPERATIONS, UnsupportedError
 
@@ -81,10 +81,10 @@ class Graph:
             ConversionError: there is one of this name, or there are too many.
         """
         if node.name in self.nodes:
-            raise ConversionError(f"saved_model.pb: two nodes are named {node.name!r}")
+            raise ConversionError(f"two nodes are named {node.name!r}")
         if len(self.nodes) >= MOST_NODES:
             raise ConversionError(
-                f"saved_model.pb: node {node.name!r}: more than {MOST_NODES} nodes; no network "
+                f"node {node.name!r}: more than {MOST_NODES} nodes; no network "
                 f"that is read here has as many"
             )
         self.nodes[node.name] = node
@@ -149,7 +149,7 @@ def flatten(saved: SavedModel, key: str) -> Graph:
         fed = [reference for reference in call.input if not reference.startswith("^")]
         if free < 0 or len(fed) != len(arguments):
             raise ConversionError(
-                f"saved_model.pb: function {name!r} takes {len(arguments)} values, the signature "
+                f"function {name!r} takes {len(arguments)} values, the signature "
                 f"gives {len(fed)}, {len(bound)} of them captured"
             )
         graph = Graph()
@@ -157,14 +157,14 @@ def flatten(saved: SavedModel, key: str) -> Graph:
             graph.add(Node(argument.name, "Placeholder", (), type=argument.type))
         for number, argument in zip(bound, arguments[free:], strict=True):
             if number in graph.captured:
-                raise ConversionError(f"saved_model.pb: object {number} is captured twice")
+                raise ConversionError(f"object {number} is captured twice")
             graph.captured[number] = (argument.name, 0)
         positions = {reference.partition(":")[0]: n for n, reference in enumerate(fed[:free])}
         for argument_key, info in signature.inputs.items():
             position = positions.get(info.name.partition(":")[0])
             if position is None:
                 raise ConversionError(
-                    f"saved_model.pb: argument {argument_key!r} of signature {key} reaches nothing"
+                    f"argument {argument_key!r} of signature {key} reaches nothing"
                 )
             graph.inputs[argument_key] = (arguments[position].name, 0)
             graph.input_shapes[argument_key] = tuple(d.size for d in info.tensor_shape.dim)
@@ -173,13 +173,13 @@ def flatten(saved: SavedModel, key: str) -> Graph:
             number = info.name.rpartition(":")[2]
             if not _is_number(number) or int(number) >= len(results):
                 raise ConversionError(
-                    f"saved_model.pb: result {result_key!r} is output {number} of {name!r}, which "
+                    f"result {result_key!r} is output {number} of {name!r}, which "
                     f"has {len(results)}"
                 )
             graph.outputs[result_key] = results[int(number)]
     except ConversionError as error:
         raise ConversionError(
-            f"{saved.path}: {error}; the file is damaged, get it again"
+            f"{saved.path / GRAPH_FILE}: {error}; the file is damaged, get it again"
         ) from error
     return graph
 
@@ -190,7 +190,7 @@ def _call_of(saved: SavedModel, signature: Any) -> Any:
     found = [node for node in saved.graph.node if node.name in callers]
     if len(callers) != 1 or len(found) != 1 or found[0].op not in _CALLS:
         raise ConversionError(
-            f"saved_model.pb: the signature's results come from "
+            f"the signature's results come from "
             f"{', '.join(sorted(callers)) or 'nowhere'}, expected one call of a function"
         )
     return found[0]
@@ -198,7 +198,7 @@ def _call_of(saved: SavedModel, signature: Any) -> Any:
 
 def _function(functions: Mapping[str, Any], name: str) -> Any:
     if name not in functions:
-        raise ConversionError(f"saved_model.pb: function {name!r} is missing or calls itself")
+        raise ConversionError(f"function {name!r} is missing or calls itself")
     return functions[name]
 
 
@@ -261,7 +261,7 @@ class _Inliner:
 
     def _enter(self, name: str, prefix: str, arguments: Sequence[Value] | None) -> None:
         if len(self._frames) >= DEEPEST_CALL:
-            raise ConversionError(f"saved_model.pb: function {name!r} is missing or calls itself")
+            raise ConversionError(f"function {name!r} is missing or calls itself")
         if name not in self._parsed:
             self._parsed[name] = _function(self._functions, name)
         function = self._parsed[name]
@@ -270,7 +270,7 @@ class _Inliner:
             arguments = [(argument, 0) for argument in names]
         if len(arguments) != len(names):
             raise ConversionError(
-                f"saved_model.pb: node {prefix.rstrip('/')!r} gives {len(arguments)} values to "
+                f"node {prefix.rstrip('/')!r} gives {len(arguments)} values to "
                 f"function {name!r}, which takes {len(names)}"
             )
         results = {
@@ -279,7 +279,7 @@ class _Inliner:
         }
         pending = {node.name: node for node in function.node_def}
         if len(pending) != len(function.node_def) or pending.keys() & results.keys():
-            raise ConversionError(f"saved_model.pb: function {name!r} has two nodes of one name")
+            raise ConversionError(f"function {name!r} has two nodes of one name")
         # Nodes of a function are in no particular order; from the last, so that the first is next.
         stack = list(reversed(pending))
         self._frames.append(_Frame(name, prefix, function, pending, results, stack))
@@ -298,8 +298,7 @@ class _Inliner:
             for source in missing:
                 if source not in frame.pending or source in frame.waiting:
                     raise ConversionError(
-                        f"saved_model.pb: node {current!r} of {frame.name!r} needs {source!r}, "
-                        f"which is not there"
+                        f"node {current!r} of {frame.name!r} needs {source!r}, which is not there"
                     )
             frame.stack += dict.fromkeys(missing)
             return
@@ -336,7 +335,7 @@ class _Inliner:
         missing = [source for source in sources if source not in frame.results]
         if missing:
             raise ConversionError(
-                f"saved_model.pb: function {frame.name!r} needs {missing[0]!r}, which is not there"
+                f"function {frame.name!r} needs {missing[0]!r}, which is not there"
             )
         return tuple(frame.results[source].node for source in sources)
 
@@ -353,15 +352,14 @@ class _Inliner:
                 for output in operation.outputs
             )
         except UnsupportedError as error:
-            raise ConversionError(f"saved_model.pb: node {full!r} ({node.op}): {error}") from error
+            raise ConversionError(f"node {full!r} ({node.op}): {error}") from error
 
     def _returned(self, frame: _Frame, result: str) -> Value:
         reference = frame.function.ret.get(result, "")
         source = reference.partition(":")[0]
         if source not in frame.results:
             raise ConversionError(
-                f"saved_model.pb: result {result!r} of {frame.name!r} is {reference!r}, which is "
-                f"not there"
+                f"result {result!r} of {frame.name!r} is {reference!r}, which is not there"
             )
         return self._resolve(frame, reference, f"{frame.prefix}{result}")
 
@@ -384,7 +382,7 @@ class _Inliner:
                 count = -1
         if len(rest) > 2 or not _is_number(number) or first + int(number) >= count:
             raise ConversionError(
-                f"saved_model.pb: node {user!r} takes {reference!r}; the outputs of that node are "
+                f"node {user!r} takes {reference!r}; the outputs of that node are "
                 f"{', '.join(f'{output} ({n})' for output, n in found.outputs) or 'none'}"
             )
         return found.value(first + int(number))

@@ -87,13 +87,13 @@ class Interpreter:
         self.graph = graph
         self.dtype = dtype
         self.device = torch.device(device)
-        self._captured = captured
         self._decimals = decimals
-        self._objects = {value[0]: number for number, value in graph.captured.items()}
+        # Now, because the files may be gone when it runs.
+        self._captured = {value[0]: captured(number) for number, value in graph.captured.items()}
         self._arguments = {value[0]: key for key, value in graph.inputs.items()}
         self._constants: dict[str, Tensor] = {}
         self._types: dict[str, tuple[int, ...]] = {}
-        self._plans: dict[tuple[Value, ...], list[_Step]] = {}
+        self._plans: dict[tuple[tuple[Value, ...], frozenset[Value]], list[_Step]] = {}
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the signature's results.
@@ -109,7 +109,10 @@ class Interpreter:
         return {key: found[value] for key, value in self.graph.outputs.items()}
 
     def stream(
-        self, inputs: Mapping[str, Tensor], fetches: Sequence[Value]
+        self,
+        inputs: Mapping[str, Tensor],
+        fetches: Sequence[Value],
+        known: Mapping[Value, Tensor] | None = None,
     ) -> Iterator[tuple[Value, Tensor]]:
         """Yield each value of `fetches` once, as soon as it is computed.
 
@@ -119,18 +122,22 @@ class Interpreter:
         Args:
             inputs: signature's argument -> value.
             fetches: (node, number of its output) of any node.
+            known: what some nodes give, which are then not computed; of nodes with one output.
 
         Raises:
             ConversionError: as of `__call__`, or there is no such value.
         """
-        key = tuple(dict.fromkeys(fetches))
+        known = known or {}
+        key = tuple(dict.fromkeys(fetches)), frozenset(known)
         if key not in self._plans:
-            self._plans[key] = self._plan(key)
+            self._plans[key] = self._plan(*key)
         given = self._given(inputs)
         values: dict[str, tuple[Tensor, ...]] = {}
         for step in self._plans[key]:
             node = step.node
-            if node.op in ("Placeholder", "Const", "ReadVariableOp"):
+            if (node.name, 0) in known:
+                values[node.name] = (known[node.name, 0],)
+            elif node.op in ("Placeholder", "Const", "ReadVariableOp"):
                 argument = self._arguments.get(node.name)
                 if argument is not None and argument not in given:
                     raise ConversionError(f"the graph needs its argument {argument}")
@@ -186,9 +193,9 @@ class Interpreter:
                     kind = node.attr["value"].tensor.dtype
                 else:
                     holder = node.inputs[0][0] if node.inputs else node.name
-                    if holder not in self._objects:
+                    if holder not in self._captured:
                         raise ValueError("its value is not given")
-                    array = self._captured(self._objects[holder])
+                    array = self._captured[holder]
                     kind = self._types[node.name][0]
                 if self._types[node.name] != (kind,):
                     raise ValueError(f"it holds data type {kind}, not {self._types[node.name][0]}")
@@ -224,20 +231,21 @@ class Interpreter:
             raise _refused(step.node, f"it gives more than {MOST_ELEMENTS} numbers")
         return tuple(map(self._placed, outputs))
 
-    def _plan(self, fetches: tuple[Value, ...]) -> list[_Step]:
+    def _plan(self, fetches: tuple[Value, ...], known: frozenset[Value]) -> list[_Step]:
         """Return the steps that compute some values, in the order of the graph."""
         nodes = self.graph.nodes
-        for name, _ in fetches:
+        for name, _ in (*fetches, *known):
             if name not in nodes:
                 raise ConversionError(f"the graph has no node {name!r}")
         wanted = {name for name, _ in fetches}
-        needed = self._closure(wanted, controls=False)
+        ends = {name for name, _ in known}
+        needed = self._closure(wanted, ends, controls=False)
         # Whatever TensorFlow would run must be known, though only values are computed.
-        for name in self._closure(wanted | set(self.graph.controls), controls=True):
+        for name in self._closure(wanted | set(self.graph.controls), ends, controls=True):
             if nodes[name].op not in OPERATIONS:
                 raise _refused(nodes[name], "this operation is not known")
         order = [nodes[name] for name in nodes if name in needed]
-        prepared = {node.name: self._prepare(node) for node in order}
+        prepared = {node.name: self._prepare(node, node.name in ends) for node in order}
         last = {source: node.name for node in order for source, _ in node.inputs}
         freed: dict[str, list[str]] = {}
         for node in order:
@@ -258,10 +266,13 @@ class Interpreter:
             for node in order
         ]
 
-    def _closure(self, names: set[str], controls: bool) -> set[str]:
+    def _closure(self, names: set[str], ends: set[str], controls: bool) -> set[str]:
+        """Return the nodes that some need, themselves too; what is before `ends` is not needed."""
         found, pending = set(names), list(names)
         while pending:
             node = self.graph.nodes[pending.pop()]
+            if node.name in ends:
+                continue
             # A variable is read by its number; its resource is no value.
             sources = () if node.op == "ReadVariableOp" else [name for name, _ in node.inputs]
             for source in (*sources, *(node.controls if controls else ())):
@@ -270,7 +281,7 @@ class Interpreter:
                     pending.append(source)
         return found
 
-    def _prepare(self, node: Node) -> tuple[Operation, Attributes]:
+    def _prepare(self, node: Node, known: bool) -> tuple[Operation, Attributes]:
         """Check a node's attributes and the types of its inputs, and note those of its outputs."""
         operation = OPERATIONS[node.op]
         if node.type:
@@ -284,9 +295,10 @@ class Interpreter:
             raise _refused(node, error) from error
         for number in (*expected, *outputs):
             self._known_type(node, number)
+        found = expected
         if node.op == "ReadVariableOp":
-            found: tuple[int, ...] = (self.graph.nodes[node.inputs[0][0]].type,)
-        else:
+            found = (self.graph.nodes[node.inputs[0][0]].type,)
+        elif not known:
             found = tuple(self._types[name][number] for name, number in node.inputs)
         if found != expected:
             raise _refused(node, f"its inputs are of data types {found}, expected {expected}")

@@ -148,6 +148,13 @@ def main() -> None:
     help="Default: by the suffix of the output, or else pt.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not run both sides and compare.")
+@click.option(
+    "--engine",
+    type=click.Choice(["pytorch", "tensorflow"]),
+    default="pytorch",
+    show_default=True,
+    help="What runs the source's graph to compare both sides.",
+)
 @click.option("--gate", type=click.Choice(get_args(Gate)), help="Where no graph tells.")
 @click.option("--padding", type=click.Choice(get_args(CausalPadding)), help="Likewise.")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="Likewise.")
@@ -199,6 +206,7 @@ def convert(
     output: str | None,
     suffix: str | None,
     no_verify: bool,
+    engine: str,
     gate: str | None,
     padding: str | None,
     activation: str | None,
@@ -240,7 +248,8 @@ def convert(
     if output is not None:
         _check_output(output, suffix, source, labels_file)
     with quiet(verbose), show_progress() as progress:
-        import_tensorflow(verbose)
+        if engine == "tensorflow":
+            import_tensorflow(verbose)
         conversion = convert_source(
             source,
             model=model,
@@ -249,6 +258,7 @@ def convert(
             ema=ema,
             ignore=ignore,
             verify=not no_verify,
+            engine=engine,
             progress=progress,
             **{field: value for field, value in given.items() if value is not None},
         )
@@ -285,7 +295,7 @@ def _convert_all(
 ) -> None:
     import weights
     from converters.batch import TABLE, convert_all
-    from converters.tensorflow import import_tensorflow, quiet
+    from converters.tensorflow import quiet
 
     if not whole_catalogue or out is None:
         raise click.UsageError("--all and --out FOLDER go together")
@@ -301,7 +311,6 @@ def _convert_all(
     ]
     outcomes = []
     with quiet(verbose), show_progress() as progress:
-        import_tensorflow(verbose)
         for outcome in convert_all(
             entries, Path(out), suffix=suffix or "pt", verify=verify, progress=progress
         ):

@@ -25,7 +25,7 @@ SAMPLE = "movinet_mini_stream"
 def demo(context: click.Context, out: Path) -> None:
     """Convert the small sample model that comes along, and compare both sides.
 
-    Writes movinet_mini_stream.pt and parity.html. Needs TensorFlow, and no network.
+    Writes movinet_mini_stream.pt and parity.html. Needs no network.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from converters import convert_source
 from converters.fetch import open_source
+from converters.interpreter.engines import DEFAULT, ENGINES
 from converters.tensorflow import import_tensorflow, quiet
 from movinet_port.checkpoint import PACKAGE, Checkpoint
 from movinet_port.command_line.options import Size
@@ -102,6 +103,13 @@ _STREAM_CHUNKS = (1, 2, 3)
     type=click.Path(dir_okay=False),
     help="Write SOURCE's activations and weights to a .npz; without --weights, nothing else.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(list(ENGINES)),
+    default=DEFAULT,
+    show_default=True,
+    help="What runs the source's graph.",
+)
 @click.option("--gate", type=click.Choice(get_args(Gate)), help="Where no graph tells.")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="Likewise.")
 @click.option("-v", "--verbose", is_flag=True, help="Show TensorFlow's own messages.")
@@ -121,6 +129,7 @@ def parity(
     junit_path: str | None,
     fail_on: str,
     save_reference: str | None,
+    engine: str,
     gate: str | None,
     activation: str | None,
     verbose: bool,
@@ -150,7 +159,7 @@ def parity(
         stack.enter_context(quiet(verbose))
         progress = stack.enter_context(show_progress())
         progress("reading the source")
-        reference = stack.enter_context(_open_reference(source, given, verbose))
+        reference = stack.enter_context(_open_reference(source, given, engine, verbose))
         spec = getattr(reference, "spec", None)
         saved = isinstance(reference, SavedReference)
         described: dict[str, Any] = {"kind": "saved" if saved else clip_source}
@@ -213,14 +222,17 @@ def parity(
 
 
 @contextlib.contextmanager
-def _open_reference(source: str, given: Mapping[str, Any], verbose: bool) -> Iterator[Reference]:
+def _open_reference(
+    source: str, given: Mapping[str, Any], engine: str, verbose: bool
+) -> Iterator[Reference]:
     if source.endswith(".npz"):
         yield SavedReference(source)
         return
-    import_tensorflow(verbose)
+    if engine == "tensorflow":
+        import_tensorflow(verbose)
     with open_source(source) as opened:
         if opened.kind == "saved_model":
-            yield SavedModelReference(opened.path, name=source)
+            yield SavedModelReference(opened.path, source, engine)
             return
         spec = convert_source(str(opened.path), verify=False, **given).checkpoint.spec
         with authors_reference(opened.path, spec, source) as reference:

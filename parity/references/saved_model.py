@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from converters.containers import saved_model
 from converters.containers.checkpoint import read_saved_model
 from converters.convert import fill
-from converters.dialects import state_owner
-from converters.graph import load_graph
+from converters.graph import classifying_signature
 from converters.graph_evidence import GraphEvidence
+from converters.interpreter.engines import DEFAULT, make_engine
+from converters.interpreter.graph import flatten
 from converters.locate import locate_variables
 from converters.recognise import recognise
 from movinet_port.model import MoViNet
@@ -25,10 +27,6 @@ from parity.chunk_values import Array, ChunkValues
 from parity.errors import ComparisonError
 from parity.graph_taps import GraphTaps
 from parity.references.reference import channels_first, channels_last
-from parity.references.tensorflow_graph import TensorFlowGraph
-
-# Of a SavedModel's graph, run in pieces of so many layers.
-LAYERS_AT_ONCE = 4
 
 _TEMPORAL = ("temporal_conv", "temporal_norm", "temporal_activation")
 
@@ -37,8 +35,12 @@ class SavedModelReference:
     """The graph of a MoViNet's SavedModel.
 
     The serving signature is laid out flat, so that every intermediate result has a name, and run
-    operation by operation; depthwise 3-D convolutions, which TensorFlow has only in XLA, are
-    compiled by it one by one.
+    operation by operation, in PyTorch or in TensorFlow.
+
+    Args:
+        folder: the SavedModel.
+        name: for the report; by default the folder.
+        engine: what runs the graph, a key of `converters.interpreter.engines.ENGINES`.
 
     Attributes:
         spec: of the network, as `converters` reads it.
@@ -51,23 +53,29 @@ class SavedModelReference:
 
     table: Mapping[str, str] | None = None
 
-    def __init__(self, folder: str | os.PathLike[str], name: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        name: str | None = None,
+        engine: str = DEFAULT,
+    ) -> None:
         folder = Path(folder)
         located = locate_variables(read_saved_model(folder))
-        graph = load_graph(folder)
-        variables = {p: graph.variables[v.node] for p, v in located.parameters.items()}
+        saved = saved_model.read(folder)
+        graph = flatten(saved, classifying_signature(saved))
+        variables = {p: graph.captured[v.node] for p, v in located.parameters.items()}
         self.spec: ModelSpec = recognise(located, GraphEvidence(graph, variables), {}).spec
         self.parameters: Mapping[str, Tensor] = fill(self.spec, located)
         finder = GraphTaps(graph, variables, self.spec)
         self.taps = finder.find()
         self._states = finder.states()
-        values = {variables[p][0]: v.read() for p, v in located.parameters.items()}
-        self._executor = TensorFlowGraph(graph, values, set(self._states))
+        self._engine = make_engine(engine, graph, saved.value)
         self.description: Mapping[str, Any] = {
             "kind": "savedmodel",
             "name": name or str(folder),
             "network": f"{self.spec.name} {self.spec.mode}",
             "taps": len(self.taps),
+            "engine": engine,
         }
 
     def run(self, chunks: Sequence[Array]) -> list[ChunkValues]:
@@ -77,65 +85,58 @@ class SavedModelReference:
             chunks: each (batch, 3, frames, height, width), RGB in [0, 1].
 
         Raises:
-            ComparisonError: TensorFlow cannot run the graph on it.
+            ConversionError: the engine cannot run the graph on it.
+            ComparisonError: the states are not those of one stream.
         """
         states = self._initial(chunks[0])
+        taps_of: dict[str, list[str]] = {}
+        for tap, node in self.taps.items():
+            taps_of.setdefault(node, []).append(tap)
+        nodes = dict.fromkeys([*taps_of, *(node for _, node in self._states.values())])
         by_chunk = []
         for chunk in chunks:
-            feeds = {"image": channels_last(chunk), **states}
+            image = torch.from_numpy(channels_last(chunk))
             activations: dict[str, Array] = {}
-            found: dict[str, Array] = {}
-            cut: dict[str, Array] = {}
-            for taps, nodes in self._pieces():
-                values = self._executor.run(feeds, nodes, cut)
-                found |= {node: values[node] for node in nodes[len(taps) :]}
-                for tap in taps:
-                    value = values[self.taps[tap]]
-                    block, _, leaf = tap.rpartition(".")
-                    if value.ndim == 4 and leaf in _TEMPORAL:
-                        # (batch, frames, height * width, channels): a 2-D convolution over time.
-                        size = activations[f"{block}.conv"].shape[3:]
-                        value = value.reshape(*value.shape[:2], *size, value.shape[3])
-                    activations[tap] = channels_first(value, chunk.shape[0])
-                cut = {self.taps[taps[-1]]: values[self.taps[taps[-1]]]}
+            kept: dict[str, Tensor] = {}
+            results = {node for _, node in self._states.values()}
+            fetches = [(node, 0) for node in nodes]
+            for (node, _), value in self._engine.stream({"image": image, **states}, fetches):
+                for tap in taps_of.get(node, ()):
+                    activations[tap] = _activation(tap, value.numpy(), activations, len(chunk))
+                if node in results:
+                    kept[node] = value
             after: dict[str, Array] = {}
             for argument, (name, node) in self._states.items():
-                states[argument] = found[node]
-                value = channels_first(found[node], chunk.shape[0])
+                states[argument] = kept[node]
+                state = channels_first(kept[node].numpy(), len(chunk))
                 # Every frame count of TensorFlow is one state here, and must be one number.
-                if name in after and not np.array_equal(after[name], value):
+                if name in after and not np.array_equal(after[name], state):
                     raise ComparisonError(f"the reference's frame counts differ: {argument}")
-                after[name] = value
-            by_chunk.append(ChunkValues(activations, after))
+                after[name] = state
+            by_chunk.append(ChunkValues({tap: activations[tap] for tap in self.taps}, after))
         return by_chunk
 
-    def _pieces(self) -> Iterator[tuple[list[str], list[str]]]:
-        """Yield (taps, nodes to fetch) of a few layers after the other.
-
-        TensorFlow keeps the memory of all that it ever returned at once: for every tap of a large
-        network that would be as much again as the activations themselves.
-        """
-        ends = [layer.name for layer in self.spec.layers()][LAYERS_AT_ONCE - 1 :: LAYERS_AT_ONCE]
-        taps: list[str] = []
-        for tap in self.taps:
-            taps.append(tap)
-            if tap in ends or tap == next(reversed(self.taps)):
-                owners = {name.partition(".")[0] for name in taps}
-                kept = [n for key, (_, n) in self._states.items() if state_owner(key) in owners]
-                yield taps, [*(self.taps[name] for name in taps), *kept]
-                taps = []
-
-    def _initial(self, chunk: Array) -> dict[str, Array]:
+    def _initial(self, chunk: Array) -> dict[str, Tensor]:
         """Return the states before a video: zeros, under the signature's names."""
         if not self.spec.causal:
             return {}
         with torch.device("meta"):
             shapes = MoViNet(self.spec).state_shapes(*chunk.shape[3:])
-        states: dict[str, Array] = {}
+        states: dict[str, Tensor] = {}
         for argument, (name, _) in self._states.items():
             if name == FRAME_COUNT:
-                states[argument] = np.zeros((1,), np.int32)
+                states[argument] = torch.zeros(1, dtype=torch.int32)
             else:
                 channels, *rest = shapes[name]
-                states[argument] = np.zeros((chunk.shape[0], *rest, channels), np.float32)
+                states[argument] = torch.zeros(chunk.shape[0], *rest, channels)
         return states
+
+
+def _activation(tap: str, value: Array, before: Mapping[str, Array], batch: int) -> Array:
+    """Return a tap's value in PyTorch's layout, given those of the taps before it."""
+    block, _, leaf = tap.rpartition(".")
+    if value.ndim == 4 and leaf in _TEMPORAL:
+        # (batch, frames, height * width, channels): a 2-D convolution over time.
+        size = before[f"{block}.conv"].shape[3:]
+        value = value.reshape(*value.shape[:2], *size, value.shape[3])
+    return channels_first(value, batch)

@@ -74,7 +74,7 @@ class ComparedModel:
         found = find_network(model)
         self.prefix = found[0] if found else ""
         self.network: MoViNet | Optimised | None = found[1] if found else None
-        # What the network remembers as it is handed in: a video's beginning should be nothing.
+        # What the network remembers when we get it. It should remember nothing.
         self.initial: dict[str, Tensor] = {}
         if self.network is not None and (before := self.network.snapshot()) is not None:
             self.initial = {k: v.clone() for k, v in before.state.items()}
@@ -164,18 +164,14 @@ class ComparedModel:
         """Return (arguments, result) of some taps' modules for each chunk, on replacements."""
         captured: dict[str, list[tuple[tuple[Any, ...], Any]]] = {tap: [] for tap in taps}
 
-        def keeper(tap: str) -> Callable[..., None]:
-            def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                captured[tap].append((args, output))
-
-            return keep
-
-        handles = [self.modules[tap].register_forward_hook(keeper(tap)) for tap in taps]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for tap, kept in captured.items():
+                hooks.enter_context(
+                    self.modules[tap].register_forward_hook(
+                        lambda module, args, output, kept=kept: kept.append((args, output))
+                    )
+                )
             self.run(chunks, replacements=replacements, watch=lambda *_: None)
-        finally:
-            for handle in handles:
-                handle.remove()
         return captured
 
     @contextlib.contextmanager
@@ -216,17 +212,14 @@ class ComparedModel:
             replaced = see(INPUT, args[0])
             return None if replaced is None else (replaced, *args[1:])
 
-        handles = [
-            module.register_forward_pre_hook(before)
-            if tap == INPUT
-            else module.register_forward_hook(after(tap))
-            for tap, module in self.modules.items()
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for tap, module in self.modules.items():
+                hooks.enter_context(
+                    module.register_forward_pre_hook(before)
+                    if tap == INPUT
+                    else module.register_forward_hook(after(tap))
+                )
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextlib.contextmanager
     def _noisy_sums(self, share: float) -> Iterator[None]:
@@ -247,12 +240,10 @@ class ComparedModel:
             return noisy(output, summands)
 
         pools = [m for m in self.model.modules() if share and isinstance(m, _POOLS)]
-        handles = [module.register_forward_hook(hook) for module in pools]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for module in pools:
+                hooks.enter_context(module.register_forward_hook(hook))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _set_states(self, states: Mapping[str, Array], chunk: Array) -> None:
         if self.network is None or not states:
@@ -330,6 +321,6 @@ def default_table(model: nn.Module) -> dict[str, str]:
     prefix, network = found
     taps = network.taps if isinstance(network, Optimised) else wiring(network.spec)
     paths = {tap: f"{prefix}.{tap}".strip(".") for tap in taps if tap != INPUT}
-    # What is not there has no partner, which the comparison says.
+    # A module that was taken out has no tap; the comparison then names the missing partner.
     there = dict(model.named_modules())
     return {INPUT: prefix, **{tap: path for tap, path in paths.items() if path in there}}

@@ -89,7 +89,7 @@ class Comparison:
 
     Attributes:
         model: the PyTorch side.
-        chunks: the chunks.
+        chunks: the video, each (batch, channels, frames, height, width).
         expected: the reference's values for each.
         order: taps, in the reference's order of computation.
         introduced, rounding: tap -> what a layer adds by itself; its own float32 rounding.

@@ -54,7 +54,7 @@ def explain(layer: FaultyLayer) -> list[Diagnosis]:
             explanations += hypothesis(layer)
         if explanations:
             break
-    # The same computation with other numbers explains whatever the others explain.
+    # Other weights can imitate most faults, so any more exact cause goes first.
     if any(e.cause != "weights-differ" for e in explanations):
         parameters = {e.parameter for e in explanations if e.cause != "weights-differ"}
         explanations = [
@@ -86,7 +86,7 @@ def _unknown(tap: str, before: float) -> Diagnosis:
 def _of_input(comparison: Comparison) -> list[Diagnosis]:
     """Explain what was done to the clip on its way into the network."""
     before = comparison.error(INPUT)
-    # The input of the run of each layer is what the network was given, before it was replaced.
+    # What really reached the network: in this run nothing was replaced.
     given = [record.activations[INPUT].double() for record in comparison.own]
     right = [torch.from_numpy(part).double() for part in comparison.chunks]
     for cause, detail, mend, undone in clip_changes(given, right):

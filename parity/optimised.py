@@ -62,7 +62,7 @@ class Optimised(StatefulNetwork):
         kept = [tap for tap, node in self._nodes.items() if node.operation not in FOLDED]
         self.taps = tuple(kept) if isinstance(network, FastMoViNet) else (_LOGITS,)
         self.folded = tuple(tap for tap in self._nodes if tap not in self.taps)
-        # Pools are there in any case, because what their rounding does is a part of the floor.
+        # Pools are always watched: their rounding is a part of the floor.
         self._placed = {tap for tap in kept if tap in self.taps or self._is_mean(tap)}
         for tap in self._placed:
             self._place(tap)
@@ -100,7 +100,7 @@ class Optimised(StatefulNetwork):
         state = None
         if self.spec.causal:
             state = StreamState.of(self._so_far(video, shape), network.dtype)
-        # As it is used. The activations come from a run that keeps them whole.
+        # The logits of the fast path that users run; a second, watched run gives the activations.
         logits, after = network.run(video, state)
         replaced = False
         summands = 1
@@ -117,7 +117,7 @@ class Optimised(StatefulNetwork):
                 x = logits if name == _LOGITS and not replaced else value
                 found = self.get_submodule(name)(x)
             replaced = replaced or (found is not value and name != _LOGITS)
-            # What is shown right before a pool is what it sums up.
+            # The activation shown just before a pool is the pool's input.
             summands = value[0, 0].numel()
             return found
 

@@ -14,7 +14,7 @@ from movinet_port.streams import FRAME_COUNT, STREAM_BUFFER
 from movinet_port.wiring import INPUT, wiring
 from parity.comparison import Comparison
 
-# Modules that cannot be run on their input alone, or say nothing when they are.
+# Operations that need more than their input, or whose other hypotheses say more.
 _NOT_ALONE = ("window mean", "clip mean", "encoding")
 
 # Largest share by which an argument may differ: only copies and sums of float32 lie between.

@@ -62,7 +62,7 @@ def _rescaled(given: Tensors, right: Tensors) -> Iterator[tuple[str, str, str, T
         offset = mean_a - slope * mean_b
         if bool((slope.abs() < 1e-12).any()) or not bool(torch.isfinite(slope).all()):
             continue
-        # In units of what was given, whose own rounding is the limit.
+        # In the units of the given clip: its own rounding is the limit.
         limit = 4e-7 * float(a.abs().max())
         if float((a - slope * b - offset).abs().max()) > limit:
             continue

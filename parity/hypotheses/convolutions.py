@@ -73,7 +73,7 @@ def affine(layer: FaultyLayer) -> Iterator[Explanation]:
 
     exact = compute(own)
     if layer.fits(exact):
-        # The attributes are right, so the module does something that they do not say.
+        # The attributes are right, so the module's code must do something else.
         way = _pads_with(layer, own, exact)
         if way is not None:
             yield Explanation("padding", *way, layer.score(exact))

@@ -15,13 +15,14 @@ from parity.comparison import Comparison
 from parity.reference_inputs import ReferenceInputs
 from parity.reports.report import status_of
 
-# A tensor is another one if no value differs by more than this share of the largest.
+# Two tensors are the same if no value differs by more than this share of the largest.
 EQUAL = 1e-6
 # What bfloat16, the coarsest type that networks run in, can do to one layer's output.
 LARGEST_PRECISION_LOSS = 2e-2
-# What bfloat16 does inside a layer that gives float32; what loses more is no known type.
+# What bfloat16 does inside a layer that gives float32. No known type loses more.
 LARGEST_GUESS = 8e-3
-# Between float64 and a layer's own float32, in floor units; and between two accounts of an error.
+# How far a layer's float32 may be from float64, in floor units; and which share of an error an
+# explanation may leave.
 SAME_IN_FLOORS = 3.0
 MOST = 0.2
 # A line through fewer points than this says nothing.
@@ -106,7 +107,7 @@ class FaultyLayer:
         left = distance(outputs, self.outputs)
         if left / self.floor < SAME_IN_FLOORS:
             return True
-        # What leaves most of the error is no account of it.
+        # An explanation that leaves most of the error explains nothing.
         error = distance(self.outputs, self.expected)
         return left <= 1e-4 * rms(self.outputs) and left <= MOST * error
 

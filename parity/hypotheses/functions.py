@@ -44,11 +44,9 @@ def elementwise(layer: FaultyLayer) -> Iterator[Explanation]:
                 ours = name
     for name, _ in right:
         exact = [FUNCTIONS[name](x) for x in layer.inputs]
-        if ours in (name, "something else"):
-            slow = list(precision(layer, exact))
-            if slow:
-                yield from slow
-                return
+        if ours in (name, "something else") and (rounded := list(precision(layer, exact))):
+            yield from rounded
+            return
     cause = "gate" if layer.tap.endswith("expand.activation") else "activation"
     for name, after in right:
         yield Explanation(

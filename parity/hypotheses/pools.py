@@ -53,9 +53,8 @@ def window_average(layer: FaultyLayer) -> Iterator[Explanation]:
     if right is None:
         return
     pads, include, after = right
-    slow = list(precision(layer, [_average(x, pads, include) for x in layer.inputs]))
-    if slow:
-        yield from slow
+    if rounded := list(precision(layer, [_average(x, pads, include) for x in layer.inputs])):
+        yield from rounded
         return
     if ours is not None and ours[0] != pads:
         yield Explanation(
@@ -92,11 +91,10 @@ def mean(layer: FaultyLayer) -> Iterator[Explanation]:
     candidates = _means(layer)
     right = {name: out for name, out in candidates.items() if layer.fits(out)}
     ours = next((n for n, out in candidates.items() if layer.reproduces(out)), "something else")
-    if ours in right or ours == "something else":
-        slow = [e for exact in right.values() for e in precision(layer, exact)]
-        if slow:
-            yield slow[0]
-            return
+    rounded = (e for exact in right.values() for e in precision(layer, exact))
+    if (ours in right or ours == "something else") and (found := next(rounded, None)):
+        yield found
+        return
     if cause == "pool-divisor" and not ("mean" in ours or "sum" in ours or _ratio_only(layer)):
         cause = "unknown"
     for name, outputs in right.items():

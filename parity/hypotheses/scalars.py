@@ -26,11 +26,9 @@ def scale(layer: FaultyLayer) -> Iterator[Explanation]:
     module: Any = layer.module
     own = float(module.scale.detach())
     exact = [own * x for x in layer.inputs]
-    if layer.fits(exact):
-        slow = list(precision(layer, exact))
-        if slow:
-            yield from slow
-            return
+    if layer.fits(exact) and (rounded := list(precision(layer, exact))):
+        yield from rounded
+        return
     square = sum(float((x * x).sum()) for x in layer.inputs)
     product = sum(float((x * y).sum()) for x, y in zip(layer.inputs, layer.expected, strict=True))
     fitted = product / square if square else 0.0
@@ -125,9 +123,8 @@ def positional_encoding(layer: FaultyLayer) -> Iterator[Explanation]:
             return
         if applied is None:
             exact = [x + a for x, a in zip(layer.inputs, added, strict=True)]
-            slow = list(precision(layer, exact, guess=False))
-            if slow:
-                yield from slow
+            if rounded := list(precision(layer, exact, guess=False)):
+                yield from rounded
                 return
             yield Explanation(
                 "positional-encoding",

@@ -31,9 +31,8 @@ def _combination(
             layer.score(exact),
         )
         return
-    slow = list(precision(layer, exact))
-    if slow:
-        yield from slow
+    if rounded := list(precision(layer, exact)):
+        yield from rounded
         return
     for name, function in FUNCTIONS.items():
         if name != "linear" and layer.reproduces([function(x) for x in exact]):

@@ -195,7 +195,7 @@ def parameters_of(
     if wrong:
         after = layer.score(compute({**own, **{name: layer.truth[name] for name in wrong}}))
         if status_of(after) == "match":
-            # What makes no difference to the output is no cause.
+            # A difference that does not change the output is no cause.
             needed = [
                 name
                 for name in wrong

@@ -185,7 +185,7 @@ class LayerResult(_Judged):
         """What `end_to_end` shows beyond `introduced`, in floor units."""
         if self.introduced is None or not math.isfinite(self.end_to_end):
             return self.end_to_end
-        # Both are root mean squares of differences that have nothing to do with each other.
+        # The two differences are independent, so their squares add up.
         own = self.introduced * self.introduced_floor / self.floor
         if own >= self.end_to_end:
             return 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Mapping
@@ -395,6 +396,62 @@ def test_values_larger_than_any_network_s_are_refused(shape: list[int]) -> None:
     ]
     with pytest.raises(ConversionError, match="graph node n: Fill cannot be computed: a tensor of"):
         computed(function("f", nodes, "n:output:0"), x=1.0)
+
+
+NUMBERS = (-(1 << 62), -5, -1, 0, 1, 2, 3, 7, 1 << 20, 1 << 31, 1 << 40, 1 << 62)
+TEXTS = (b"SAME", b"VALID", b"EXPLICIT", b"NHWC", b"NCDHW", b"\xff")
+
+
+def changed(node: Node, r: np.random.Generator) -> Node:
+    """Return a node with one of its attributes, a constant's numbers included, changed."""
+    attr = {
+        name: protos.AttrValue.FromString(value.SerializeToString())
+        for name, value in node.attr.items()
+        if not name.startswith("_")
+    }
+    value = attr[str(r.choice(list(attr)))]
+    number = int(r.choice(NUMBERS))
+    kind = value.WhichOneof("value")
+    if kind == "i":
+        value.i = number
+    elif kind == "b":
+        value.b = not value.b
+    elif kind == "type":
+        value.type = int(r.integers(25))
+    elif kind == "f":
+        value.f = float(r.choice([0, -1, 1e30, np.nan]))
+    elif kind == "s":
+        value.s = TEXTS[r.integers(len(TEXTS))]
+    elif kind == "list" and value.list.i:
+        value.list.i[r.integers(len(value.list.i))] = number
+    elif kind == "tensor" and value.tensor.dtype in (3, 9):
+        value.tensor.tensor_content = b""
+        values = value.tensor.int_val if value.tensor.dtype == 3 else value.tensor.int64_val
+        values[:] = [max(min(number, 2**31 - 1), -(2**31))]
+    return dataclasses.replace(node, attr=attr)
+
+
+def test_changed_nodes_are_computed_or_refused_in_one_line(
+    opened: Callable[[str], SavedModel], one_thread: None
+) -> None:
+    saved = opened("era1_mini_base")
+    graph = flatten(saved, "serving_default")
+    image = torch.rand(1, 2, 20, 20, 3)
+    messages = []
+    for seed in range(80):
+        r = np.random.default_rng(seed)
+        other = Graph()
+        other.nodes = dict(graph.nodes)
+        other.captured, other.inputs, other.outputs = graph.captured, graph.inputs, graph.outputs
+        name = str(r.choice([n.name for n in graph.nodes.values() if n.op != "NoOp" and n.attr]))
+        other.nodes[name] = changed(graph.nodes[name], r)
+        try:
+            Interpreter(other, saved.value)(image=image)
+        except ConversionError as error:
+            messages.append(str(error))
+    assert 10 < len(messages) < 75
+    assert all(message.startswith("graph node ") for message in messages)
+    assert not any("\n" in message for message in messages)
 
 
 def test_calls_that_double_at_every_level_end(monkeypatch: pytest.MonkeyPatch) -> None:

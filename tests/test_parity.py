@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import damage
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,7 @@ from parity import (
     LayerResult,
     ModelReference,
     Report,
+    SavedModelReference,
     SavedReference,
     compare,
     save_reference,
@@ -154,6 +156,23 @@ def test_the_graph_gives_the_logits_that_the_authors_code_gave(reference, name):
     wanted = expected["logits"]
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", ["era1_mini_stream", "era2_mini_stream_posenc"])
+def test_both_engines_give_one_reference(reference, name, tmp_path):
+    folder = damage.unpack(ROOT / f"tests/data/{name}.tar.gz", tmp_path)
+    ours = SavedModelReference(folder)
+    theirs = SavedModelReference(folder, engine="tensorflow")
+    assert (ours.description["engine"], theirs.description["engine"]) == ("pytorch", "tensorflow")
+    video = clip_of(seed=3, size=(33, 38), batch=2, frames=3)
+    parts = [video[:, :, :1], video[:, :, 1:]]
+    for a, b in zip(ours.run(parts), theirs.run(parts), strict=True):
+        assert list(a.activations) == list(b.activations)
+        for found, right in ((a.activations, b.activations), (a.states, b.states)):
+            assert found.keys() == right.keys()
+            for tap, value in right.items():
+                assert found[tap].shape == value.shape
+                assert np.abs(found[tap] - value).max() <= 2e-5 * np.abs(value).max(), tap
 
 
 def test_comparing_leaves_the_network_as_it_was(reference):

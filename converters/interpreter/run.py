@@ -177,7 +177,7 @@ class Interpreter:
 
     @staticmethod
     def _known_type(node: Node, number: int) -> int:
-        if number not in TYPES and number != RESOURCE:
+        if number not in TYPES:
             raise _refused(node, f"data type {number} is not known")
         return number
 
@@ -281,11 +281,17 @@ class Interpreter:
                     pending.append(source)
         return found
 
+    def _type_of(self, value: Value, user: Node) -> int:
+        types = self._types.get(value[0], ())
+        if not 0 <= value[1] < len(types):
+            raise _refused(user, f"it takes output {value[1]} of {value[0]}, which is not there")
+        return types[value[1]]
+
     def _prepare(self, node: Node, known: bool) -> tuple[Operation, Attributes]:
         """Check a node's attributes and the types of its inputs, and note those of its outputs."""
         operation = OPERATIONS[node.op]
         if node.type:
-            self._types[node.name] = (self._known_type(node, node.type),)
+            self._types[node.name] = (node.type,)
             return operation, {}
         try:
             attributes = operation.read(node.attr)
@@ -294,12 +300,13 @@ class Interpreter:
         except UnsupportedError as error:
             raise _refused(node, error) from error
         for number in (*expected, *outputs):
-            self._known_type(node, number)
+            if number != RESOURCE:
+                self._known_type(node, number)
         found = expected
         if node.op == "ReadVariableOp":
             found = (self.graph.nodes[node.inputs[0][0]].type,)
         elif not known:
-            found = tuple(self._types[name][number] for name, number in node.inputs)
+            found = tuple(self._type_of(value, node) for value in node.inputs)
         if found != expected:
             raise _refused(node, f"its inputs are of data types {found}, expected {expected}")
         self._types[node.name] = outputs

@@ -59,7 +59,7 @@ def classifying_signature(saved: SavedModel) -> str:
             return key
     found = [key for key in saved.signatures if not key.startswith("__")]
     raise ConversionError(
-        f"{saved.path / saved_model.GRAPH_FILE}: no signature named {' or '.join(SIGNATURES)}, "
+        f"{saved.file}: no signature named {' or '.join(SIGNATURES)}, "
         f"found {', '.join(found) or 'none'}: not a MoViNet as its authors export it"
     )
 

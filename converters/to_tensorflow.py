@@ -24,8 +24,9 @@ from torch import Tensor
 from converters import dialects, protos
 from converters.authors import build_authors_network, export_authors_network
 from converters.containers.bundle import OBJECT_GRAPH_KEY, write_bundle
-from converters.containers.checkpoint import read_checkpoint, read_saved_model
+from converters.containers.checkpoint import read_checkpoint
 from converters.containers.hdf5 import read_hdf5
+from converters.containers.saved_model import read_saved_model
 from converters.containers.variables import SourceVariables
 from converters.convert import Progress, fill
 from converters.errors import ConversionError, VerificationError

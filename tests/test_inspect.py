@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from test_containers import keys_of
 
 from converters import convert_source
-from converters.containers.checkpoint import read_saved_model
+from converters.containers.saved_model import read_saved_model
 from movinet_port import save
 from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line.cli import main

@@ -14,15 +14,13 @@ from converters.containers.checkpoint import (
     VARIABLES,
     checkpoint_files,
     find_checkpoint,
-    find_saved_model,
     read_checkpoint,
-    read_saved_model,
-    saved_model_files,
 )
 from converters.containers.evidence import Evidence
 from converters.containers.foreign import refuse_by_name
 from converters.containers.hdf5 import find_hdf5, find_keras, read_hdf5, read_keras
 from converters.containers.safetensors import find_safetensors, read_safetensors
+from converters.containers.saved_model import find_saved_model, read_saved_model, saved_model_files
 from converters.containers.state_dict import find_state_dict, read_state_dict
 from converters.containers.tflite import (
     find_tflite,

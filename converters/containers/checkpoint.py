@@ -1,4 +1,4 @@
-"""TF2 object-graph checkpoints, and a SavedModel's: finding them, reading their variables."""
+"""TF2 object-graph checkpoints, a SavedModel's included: finding them, reading their variables."""
 
 from __future__ import annotations
 
@@ -16,35 +16,6 @@ from movinet_port.checkpoint import listing
 GRAPH_FILE = "saved_model.pb"
 VARIABLES = "variables"
 _INDEX = ".index"
-
-
-def find_saved_model(path: Path) -> Path | None:
-    """Return `path` if it is a SavedModel's folder."""
-    return path if path.is_dir() and (path / GRAPH_FILE).is_file() else None
-
-
-def saved_model_files(folder: Path) -> list[Path]:
-    """Return the files of a SavedModel that make the network: its graph and its variables.
-
-    Raises:
-        SourceProblem: one is missing.
-    """
-    variables = folder / VARIABLES
-    if not variables.is_dir():
-        raise SourceProblem(
-            f"the folder {VARIABLES} is missing next to {GRAPH_FILE}; copy every file of it"
-        )
-    checkpoint_files(_index_in(folder))
-    return [folder / GRAPH_FILE, *(file for file in variables.iterdir() if file.is_file())]
-
-
-def read_saved_model(folder: Path) -> SourceVariables:
-    """List the variables of a SavedModel; see `read_checkpoint`."""
-    return read_checkpoint(_index_in(folder))
-
-
-def _index_in(folder: Path) -> Path:
-    return folder / VARIABLES / f"{VARIABLES}{_INDEX}"
 
 
 def find_checkpoint(path: Path) -> Path | None:

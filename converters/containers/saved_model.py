@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from converters import protos
 from converters.containers.bundle import Bundle
-from converters.errors import ConversionError
+from converters.containers.checkpoint import (
+    GRAPH_FILE,
+    VARIABLES,
+    checkpoint_files,
+    read_checkpoint,
+)
+from converters.containers.variables import SourceVariables
+from converters.errors import ConversionError, SourceProblem
 from converters.tensors import ndarray_from_tensor_proto
-
-GRAPH_FILE = "saved_model.pb"
-VARIABLES = "variables/variables"
 
 # The graph of the largest network, with all its functions, takes some 100 megabytes.
 MOST_GRAPH_BYTES = 1 << 29
@@ -28,6 +32,35 @@ _GRAPH_DEF = 2  # of MetaGraphDef
 _LIBRARY = 2  # of GraphDef
 _FUNCTION = 1  # of FunctionDefLibrary
 _SIGNATURE, _NAME = 1, 1  # of FunctionDef, and of the OpDef there
+
+
+def find_saved_model(path: Path) -> Path | None:
+    """Return `path` if it is a SavedModel's folder."""
+    return path if path.is_dir() and (path / GRAPH_FILE).is_file() else None
+
+
+def saved_model_files(folder: Path) -> list[Path]:
+    """Return the files of a SavedModel that make the network: its graph and its variables.
+
+    Raises:
+        SourceProblem: one is missing.
+    """
+    variables = folder / VARIABLES
+    if not variables.is_dir():
+        raise SourceProblem(
+            f"the folder {VARIABLES} is missing next to {GRAPH_FILE}; copy every file of it"
+        )
+    checkpoint_files(_index_in(folder))
+    return [folder / GRAPH_FILE, *(file for file in variables.iterdir() if file.is_file())]
+
+
+def read_saved_model(folder: Path) -> SourceVariables:
+    """List the variables of a SavedModel; see `read_checkpoint`."""
+    return read_checkpoint(_index_in(folder))
+
+
+def _index_in(folder: Path) -> Path:
+    return folder / VARIABLES / f"{VARIABLES}.index"
 
 
 class Functions(Mapping[str, Any]):
@@ -92,6 +125,11 @@ class SavedModel:
     signatures: Mapping[str, Any] = dataclasses.field(repr=False)
     object_graph: Any = dataclasses.field(repr=False)
 
+    @property
+    def file(self) -> Path:
+        """The file with the graph, ``saved_model.pb``."""
+        return self.path / GRAPH_FILE
+
     @functools.cached_property
     def bundle(self) -> Bundle:
         """The checkpoint in ``variables/``.
@@ -99,7 +137,7 @@ class SavedModel:
         Raises:
             ConversionError: its index is damaged.
         """
-        return Bundle(self.path / VARIABLES)
+        return Bundle(_index_in(self.path).with_suffix(""))
 
     @functools.cached_property
     def variables(self) -> Mapping[int, SavedVariable]:
@@ -116,7 +154,7 @@ class SavedModel:
         while queue:
             node = queue.popleft()
             if not 0 <= pairs[node] < len(there):
-                raise _damaged(self.path / VARIABLES, ValueError(f"no object {pairs[node]}"))
+                raise _damaged(self.bundle.prefix, ValueError(f"no object {pairs[node]}"))
             children = {c.local_name: c.node_id for c in there[pairs[node]].children}
             for child in here[node].children:
                 if child.node_id not in pairs and child.local_name in children:
@@ -130,7 +168,7 @@ class SavedModel:
             attributes = there[pairs[number]].attributes if number in pairs else ()
             key = next((a.checkpoint_key for a in attributes if a.name == "VARIABLE_VALUE"), "")
             if key not in self.bundle.entries:
-                raise _damaged(self.path / VARIABLES, ValueError(f"variable {name} is missing"))
+                raise _damaged(self.bundle.prefix, ValueError(f"variable {name} is missing"))
             entry = self.bundle.entries[key]
             found[number] = SavedVariable(number, name, key, entry.shape, entry.kind.name)
         return found
@@ -158,7 +196,7 @@ class SavedModel:
                 raise ValueError(f"constant {name!r} is not in the graph")
             return ndarray_from_tensor_proto(constant.attr["value"].tensor)
         except ValueError as error:
-            raise _damaged(self.path / GRAPH_FILE, error) from error
+            raise _damaged(self.file, error) from error
 
 
 def read(folder: Path) -> SavedModel:
@@ -213,7 +251,7 @@ def _joined(parts: list[memoryview]) -> memoryview:
     return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
-def _damaged(path: Path, error: Exception) -> ConversionError:
+def _damaged(path: Path | str, error: Exception) -> ConversionError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ConversionError(
         f"{path}: not a SavedModel's graph ({reason}); the file is damaged, get it again"

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from converters.containers.saved_model import GRAPH_FILE, SavedModel
+from converters.containers.saved_model import SavedModel
 from converters.errors import ConversionError
 from converters.interpreter.operations import OPERATIONS, UnsupportedError
 
@@ -179,7 +179,7 @@ def flatten(saved: SavedModel, key: str) -> Graph:
             graph.outputs[result_key] = results[int(number)]
     except ConversionError as error:
         raise ConversionError(
-            f"{saved.path / GRAPH_FILE}: {error}; the file is damaged, get it again"
+            f"{saved.file}: {error}; the file is damaged, get it again"
         ) from error
     return graph
 

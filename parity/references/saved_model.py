@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from converters.containers import saved_model
-from converters.containers.checkpoint import read_saved_model
+from converters.containers.saved_model import read_saved_model
 from converters.convert import fill
 from converters.graph import classifying_signature
 from converters.graph_evidence import GraphEvidence

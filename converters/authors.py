@@ -25,7 +25,7 @@ def build_authors_network(spec: ModelSpec) -> Any:
     Raises:
         AuthorsMissingError: tf-models-official is not installed, or has no such network.
     """
-    if spec.causal_padding == "legacy":
+    if spec.causal_padding == "legacy" or spec.pool_counts_padding:
         raise AuthorsMissingError("tf-models-official no longer has the legacy padding")
     tf = import_tensorflow()
     movinet, movinet_model = _import_authors()

@@ -36,7 +36,14 @@ _TABLE: tuple[tuple[str, Callable[[ModelSpec], bool], Callable[[ModelSpec], str]
     (
         "causal_padding",
         lambda spec: spec.causal_padding == "legacy",
-        lambda spec: "legacy causal padding: kernel - 1 cells in all, whatever the stride",
+        lambda spec: (
+            f"legacy {'causal ' * spec.causal}padding: kernel - 1 cells in all, whatever the stride"
+        ),
+    ),
+    (
+        "pool_counts_padding",
+        lambda spec: spec.pool_counts_padding,
+        lambda spec: "average pools pad every side by one cell and count it",
     ),
     (
         "se_type",

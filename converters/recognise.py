@@ -375,6 +375,11 @@ class _Recogniser:
         self._settle(field, (first.value, first.node), None)
 
     def _find_padding(self, convolutions: Mapping[str, ConvolutionEvidence]) -> None:
+        if self.located.dialect is FIRST_PORT:
+            reason = "built with tf_like=True; with False, that port's default, the other"
+            self._settle("causal_padding", None, "same", reason)
+            self._settle("pool_counts_padding", None, False, reason)
+            return
         causal = self.findings["causal"].value
         whole = self.findings["conv_type"].value == "3d"
         if not (causal and whole):
@@ -413,14 +418,6 @@ class _Recogniser:
         self.findings["strides"] = Finding(
             "strides", f"(1, 2, 2) in {', '.join(strided)}", "assumed", "the family's rule"
         )
-        if self.located.dialect is FIRST_PORT:
-            self.findings["tf_like"] = Finding(
-                "tf_like",
-                True,
-                "assumed",
-                "weights do not tell how that port pads; what it built "
-                "with tf_like=False, its default, pads otherwise and is not what this gives",
-            )
 
     def _strides(self, module: str, rule: Triple, evidence: Mapping[str, Any]) -> Triple:
         found = evidence.get(f"{module}.conv.weight")

@@ -348,7 +348,7 @@ def _notes(spec: ModelSpec) -> tuple[str, ...]:
     gate = known.get(spec.gate, "tf.keras.activations.hard_sigmoid")
     built = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     notes = [f"build Movinet with {built}, gating_activation={gate}"]
-    if spec.causal_padding == "legacy":
+    if spec.causal_padding == "legacy" or spec.pool_counts_padding:
         notes.append(
             "the padding is the legacy one: tf-models-official 2.6 and before only give the same "
             "logits"

@@ -206,10 +206,20 @@ class StreamConvBlock(ConvBlock):
 
 
 class AveragePool(nn.Module):
-    """3 x 3 average pool with stride 2, SAME; cells of the padding are not counted."""
+    """3 x 3 average pool with stride 2, SAME; cells of the padding are not counted.
+
+    Or, with `counts_padding`, after one black cell on every side, which is counted.
+    """
+
+    def __init__(self, counts_padding: bool = False) -> None:
+        super().__init__()
+        self.counts_padding = counts_padding
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, channels, frames, ceil(height / 2), ceil(width / 2))."""
+        if self.counts_padding:
+            pooled = F.avg_pool2d(x.flatten(1, 2), 3, 2, 1)
+            return pooled.unflatten(1, (x.shape[1], x.shape[2]))
         pads = [*same_padding(x.shape[4], 3, 2), *same_padding(x.shape[3], 3, 2)]
 
         def window_sum(planes: Tensor) -> Tensor:
@@ -226,7 +236,7 @@ class SkipProjection(ConvBlock):
 
     def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
         super().__init__(Conv(layer.in_filters, layer.out_filters), spec.norm_epsilon)
-        self.pool = AveragePool() if layer.downsamples else None
+        self.pool = AveragePool(spec.pool_counts_padding) if layer.downsamples else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the projected residual."""

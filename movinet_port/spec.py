@@ -171,8 +171,12 @@ class ModelSpec:
         classifier_activation: the activation between the two classifier layers.
         positional_encoding: whether a sinusoid of the frame number is added to what the
             squeeze-excitation pools. Only causal networks may have it.
-        causal_padding: spatial padding of causal 3-D convolutions: "same" as TensorFlow pads, or
-            "legacy", kernel - 1 cells whatever the stride, as the first published stream models.
+        causal_padding: spatial padding: "same" as TensorFlow pads, or "legacy", kernel - 1 cells
+            whatever the stride, as the first published stream models' causal 3-D convolutions, and
+            as every convolution of the first PyTorch port with tf_like=False.
+        pool_counts_padding: whether the pools in front of skip projections pad one cell on every
+            side and count it, as that port's do; otherwise they pad as TensorFlow, and count
+            the frame's cells alone.
         norm_epsilon: added to the variance by every batch normalisation.
     """
 
@@ -190,6 +194,7 @@ class ModelSpec:
     positional_encoding: bool = False
     causal_padding: CausalPadding = "same"
     norm_epsilon: float = 1e-3
+    pool_counts_padding: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -211,7 +216,7 @@ class ModelSpec:
         if not self.blocks:
             raise SpecError("blocks is empty; a MoViNet has at least one block")
         _whole("num_classes", self.num_classes)
-        for field in ("causal", "positional_encoding"):
+        for field in ("causal", "positional_encoding", "pool_counts_padding"):
             if not isinstance(getattr(self, field), bool):
                 raise SpecError(f"{field} is {getattr(self, field)!r}, expected True or False")
         for field, choices in _CHOICES.items():
@@ -231,11 +236,6 @@ class ModelSpec:
         if self.positional_encoding and self.se_type == "none":
             raise SpecError(
                 "positional_encoding is added inside the squeeze-excitation, and se_type is 'none'"
-            )
-        if self.causal_padding == "legacy" and not (self.causal and self.conv_type == "3d"):
-            raise SpecError(
-                f"causal_padding 'legacy' exists only in causal networks with conv_type '3d', "
-                f"found causal={self.causal}, conv_type={self.conv_type!r}"
             )
 
     @property

@@ -30,7 +30,7 @@ def authors_reference(index: Path, spec: ModelSpec, name: str) -> Iterator[Saved
     Raises:
         ComparisonError: tf-models-official is not installed, or has no such network.
     """
-    if spec.causal_padding == "legacy":
+    if spec.causal_padding == "legacy" or spec.pool_counts_padding:
         raise ComparisonError(
             f"{name}: tf-models-official no longer has the legacy padding; compare with the "
             f"SavedModel of the same network"

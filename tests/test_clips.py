@@ -23,6 +23,7 @@ BASES = {
     "pools_both": {"se_type": "2plus3d", "conv_type": "3d_2plus1d"},
     "pools_nothing": {"se_type": "none"},
     "stem_over_time": {"stem": StemSpec(8, (4, 3, 3), (1, 2, 2))},
+    "padded": {"causal_padding": "legacy", "pool_counts_padding": True},
     "hard": {"activation": "hard_swish", "gate": "hard_sigmoid_keras"},
 }
 HOW = {"kept": {}, "recomputed": {"recompute": True}, "spilt": {"spill": True}}

@@ -115,6 +115,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "stream-posenc": ("stream", {"positional_encoding": True, "gate": "hard_sigmoid_relu6"}),
     "stream-3d": ("stream", {"conv_type": "3d", "se_type": "3d", "gate": "sigmoid"}),
     "stream-legacy": ("stream", {"conv_type": "3d", "causal_padding": "legacy"}),
+    "base-port": ("base", {"causal_padding": "legacy", "pool_counts_padding": True}),
+    "stream-port": ("stream", {"causal_padding": "legacy", "pool_counts_padding": True}),
     "stream-no-se": ("stream", {"se_type": "none", "activation": "relu"}),
 }
 

@@ -42,12 +42,16 @@ ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 BASE = [{"conv_type": c, "se_type": s} for c in ("3d", "2plus1d") for s in ("3d", "2plus3d")]
 BASE += [{"conv_type": "3d_2plus1d", "se_type": "2d"}, {"se_type": "none"}]
+# The first PyTorch port, with tf_like=False.
+PORT: dict[str, Any] = {"causal_padding": "legacy", "pool_counts_padding": True}
+BASE += [PORT, {**PORT, "conv_type": "2plus1d"}]
 BASE += [{"activation": activation} for activation in ("hard_swish", "relu", "relu6")]
 STREAM: list[dict[str, Any]] = [
     {},
     {"positional_encoding": True},
     {"conv_type": "3d", "se_type": "3d", "activation": "swish", "gate": "sigmoid"},
     {"conv_type": "3d", "causal_padding": "legacy"},
+    PORT,
     {"conv_type": "3d_2plus1d", "se_type": "2d", "positional_encoding": True},
     {"se_type": "none", "activation": "relu"},
     {"gate": "hard_sigmoid_relu6", "activation": "relu6"},

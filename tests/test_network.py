@@ -169,6 +169,19 @@ def test_strided_average_pool_ignores_padding(size: tuple[int, int]) -> None:
         np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 4)])
+def test_pool_that_counts_its_padding_divides_by_nine(size: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, *size))
+    wide = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    rows, columns = (math.ceil(n / 2) for n in size)
+    expected = np.empty((2, 3, rows, columns))
+    for row, column in itertools.product(range(rows), range(columns)):
+        window = wide[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+        expected[:, :, row, column] = window.sum((2, 3)) / 9
+    found = AveragePool(counts_padding=True)(torch.from_numpy(x[None])).numpy()[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def test_average_pool_of_ones_is_ones() -> None:
     assert torch.equal(AveragePool()(torch.ones(1, 2, 3, 5, 8)), torch.ones(1, 2, 3, 3, 4))
 

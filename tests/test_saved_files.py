@@ -257,11 +257,20 @@ def test_shapes_tell_what_the_first_port_built(
     assert "but the source has" in refusal(path, mode=mode)
 
 
-def test_how_the_first_port_pads_is_listed_as_assumed(
-    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+@pytest.mark.parametrize("mode", ["base", "stream"])
+def test_how_the_first_port_pads_is_assumed_or_said(
+    mode: str, mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
 ) -> None:
-    conversion = convert(saved(port(mini_spec()), tmp_path / "x.pth"))
-    assert conversion.checkpoint.provenance["assumed"]["tf_like"] is True
+    path = saved(port(mini_spec(mode)), tmp_path / "x.pth")
+    arguments = ["convert", "--hub-url", str(path), "-o", str(tmp_path / "y.pt")]
+    result = CliRunner().invoke(main, arguments)
+    text = " ".join(result.output.split())
+    assert "pool_counts_padding = False is assumed: built with tf_like=True" in text
+    assert "(--no-tf-like says otherwise)" in text
+    assert load_checkpoint(tmp_path / "y.pt").spec == mini_spec(mode)
+    assert CliRunner().invoke(main, [*arguments, "--no-tf-like"]).exit_code == 0
+    wanted = mini_spec(mode, causal_padding="legacy", pool_counts_padding=True)
+    assert load_checkpoint(tmp_path / "y.pt").spec == wanted
 
 
 def test_foreign_tensor_is_named_unless_it_is_to_be_ignored(

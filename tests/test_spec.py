@@ -273,7 +273,6 @@ def _specs(draw: st.DrawFn) -> ModelSpec:
     conv_type = draw(st.sampled_from(["3d", "2plus1d", "3d_2plus1d"]))
     se_type = draw(st.sampled_from(["3d", "2d", "2plus3d", "none"]))
     activation = st.sampled_from(["swish", "hard_swish", "relu", "relu6"])
-    legacy = causal and conv_type == "3d" and draw(st.booleans())
     return ModelSpec(
         name=draw(st.text(max_size=8)),
         stem=StemSpec(draw(_width), draw(_kernel), draw(_strides)),
@@ -287,7 +286,8 @@ def _specs(draw: st.DrawFn) -> ModelSpec:
         gate=draw(st.sampled_from(["sigmoid", "hard_sigmoid_keras", "hard_sigmoid_relu6"])),
         classifier_activation=draw(activation),
         positional_encoding=causal and se_type != "none" and draw(st.booleans()),
-        causal_padding="legacy" if legacy else "same",
+        causal_padding=draw(st.sampled_from(["same", "legacy"])),
+        pool_counts_padding=draw(st.booleans()),
         norm_epsilon=draw(st.floats(1e-6, 0.1)),
     )
 
@@ -516,8 +516,6 @@ def test_bad_value_in_replace_is_a_spec_error_that_names_the_field(
     [
         ({"positional_encoding": True}, "causal"),
         ({"causal": True, "positional_encoding": True, "se_type": "none"}, "squeeze-excitation"),
-        ({"causal_padding": "legacy"}, "causal"),
-        ({"causal": True, "conv_type": "2plus1d", "causal_padding": "legacy"}, "conv_type"),
     ],
 )
 def test_combinations_that_are_no_movinet_are_refused(

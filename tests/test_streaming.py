@@ -18,7 +18,8 @@ from movinet_port import MoViNet, StateError, StemSpec, create_model, optimize
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Every combination of temporal convolution, squeeze-excitation and positional encoding there is.
-CONVOLUTIONS = [("3d", "same"), ("3d", "legacy"), ("2plus1d", "same"), ("3d_2plus1d", "same")]
+SPLIT = [("2plus1d", "same"), ("3d_2plus1d", "same"), ("2plus1d", "legacy")]
+CONVOLUTIONS = [("3d", "same"), ("3d", "legacy"), *SPLIT]
 ATTENTION = [
     *itertools.product(["3d", "2d", "2plus3d"], [False, True]),
     ("none", False),

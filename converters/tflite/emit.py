@@ -171,7 +171,12 @@ class _Emitter:
             frames, height, width, channels = self.graph.shape(x)
             shape = frames, -(-height // 2), -(-width // 2), channels
             place = f"{_BACKBONE}{layer.name}/bneck/skip/skip_pool/AvgPool"
-            x = self.graph.operation("AVERAGE_POOL_2D", place, (x,), shape, strides=(2, 2))
+            valid = self.spec.pool_counts_padding
+            if valid:
+                x = self._pad_legacy(place, x, (3, 3))
+            x = self.graph.operation(
+                "AVERAGE_POOL_2D", place, (x,), shape, strides=(2, 2), valid=valid
+            )
         return self._conv(f"{layer.name}.skip", x)
 
     def convolve(self, layer: LayerSpec, x: int) -> int:

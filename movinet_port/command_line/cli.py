@@ -158,6 +158,12 @@ def main() -> None:
 @click.option("--gate", type=click.Choice(get_args(Gate)), help="Where no graph tells.")
 @click.option("--padding", type=click.Choice(get_args(CausalPadding)), help="Likewise.")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="Likewise.")
+@click.option(
+    "--no-tf-like",
+    is_flag=True,
+    help="The first PyTorch port's tf_like=False: padding that does not look at the stride, pools "
+    "that count it.",
+)
 @click.option("--se-type", type=click.Choice(get_args(SEType)), help="Likewise.")
 @click.option("--norm-epsilon", type=float, help="Of every batch normalisation; likewise.")
 @click.option(
@@ -210,6 +216,7 @@ def convert(
     gate: str | None,
     padding: str | None,
     activation: str | None,
+    no_tf_like: bool,
     se_type: str | None,
     norm_epsilon: float | None,
     classifier_activation: str | None,
@@ -232,7 +239,8 @@ def convert(
 
     given = {
         "gate": gate,
-        "causal_padding": padding,
+        "causal_padding": "legacy" if no_tf_like else padding,
+        "pool_counts_padding": True if no_tf_like else None,
         "activation": activation,
         "se_type": se_type,
         "norm_epsilon": norm_epsilon,

@@ -94,6 +94,7 @@ _OPTIONS = {
     "classifier_activation": "--classifier-activation",
     "gate": "--gate",
     "norm_epsilon": "--norm-epsilon",
+    "pool_counts_padding": "--no-tf-like",
     "se_type": "--se-type",
 }
 

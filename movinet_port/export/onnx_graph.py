@@ -289,9 +289,13 @@ class _Emitter:
             x,
             kernel_shape=kernel,
             strides=strides,
-            auto_pad="SAME_UPPER",
-            count_include_pad=0,
+            **self._pool_padding(kernel),
         )
+
+    def _pool_padding(self, kernel: Sequence[int]) -> dict[str, Any]:
+        if not self.spec.pool_counts_padding:
+            return {"auto_pad": "SAME_UPPER", "count_include_pad": 0}
+        return {"pads": [k // 2 for k in kernel] * 2, "count_include_pad": 1}
 
     def _squeeze_excitation(self, layer: str, x: str) -> str:
         spec, name = self.spec, f"{layer}.squeeze_excitation"

@@ -140,8 +140,8 @@ def turned(folded: Folded) -> Folded:
 
     Where SAME pads one cell more on one side, that is after the frame, and so before the turned
     one; equal padding of both sides does as well, because a stride leaves out the last cell. A
-    stream's state would be turned too, and a kernel that is smaller than its stride would see other
-    cells: such networks are returned as they are.
+    stream's state would be turned too, and a kernel that is smaller than its stride, or padding
+    that does not look at the stride, would see other cells: such networks are returned as they are.
     """
     convs = [folded.stem, *(layer.depthwise for layer in folded.layers.values())]
     fit = all(
@@ -149,7 +149,8 @@ def turned(folded: Folded) -> Folded:
         for conv in convs
         for size, stride in zip(conv.spatial.shape[3:], conv.stride, strict=True)
     )
-    if folded.spec.causal or not fit:
+    spec = folded.spec
+    if spec.causal or spec.causal_padding == "legacy" or spec.pool_counts_padding or not fit:
         return folded
 
     def turn(conv: FoldedConv) -> FoldedConv:

@@ -238,6 +238,7 @@ class Layer(FoldedModule):
     Attributes:
         skip: the residual branch's matrix, or None for the input itself.
         pools: whether a pool is in front of it.
+        pool_counts_padding: whether that pads every side and counts what it pads.
         offset: what the true output has more than the computed one; see `FoldedLayer`.
         offset_before: the same of the layer before.
     """
@@ -253,6 +254,7 @@ class Layer(FoldedModule):
         self.project = Pointwise(Matrix(folded.projection))
         self.skip = None if folded.skip is None else Pointwise(Matrix(folded.skip))
         self.pools = self.skip is not None and folded.depthwise.stride != (1, 1)
+        self.pool_counts_padding = spec.pool_counts_padding
         self.offset: Tensor
         self.offset_before: Tensor
         self.store(offset=folded.offset, offset_before=offset_before)

@@ -77,7 +77,8 @@ def _frame(layer: Layer, case: Case) -> Compute:
 def _takes_pool(layer: Layer, case: Case) -> bool:
     assert layer.skip is not None
     channels = layer.skip.weight.shape[1]
-    return _plain(case) and any(channels % (one.lanes // 2) == 0 for one in extension.libraries())
+    plain = _plain(case) and not layer.pool_counts_padding
+    return plain and any(channels % (one.lanes // 2) == 0 for one in extension.libraries())
 
 
 def _pool(layer: Layer, case: Case) -> Compute:

@@ -226,7 +226,12 @@ def expanded_bytes(layer: Layer, case: Case) -> int:
 
 
 def _pool(layer: Layer, case: Case) -> Compute:
-    """Return what averages 3 x 3 pixels with stride 2, SAME; cells of the padding do not count."""
+    """Return what averages 3 x 3 pixels with stride 2, SAME; cells of the padding do not count.
+
+    Or pads one cell on every side, and counts it, as `AveragePool` does when it is told to.
+    """
+    if layer.pool_counts_padding:
+        return lambda x: _pool_with_padding(layer, x)
     turned = layer.depthwise.turned
     # At even sizes SAME pads one side only: the end, where the pool's ceil mode goes over the edge,
     # or of turned frames the start.
@@ -239,6 +244,14 @@ def _pool(layer: Layer, case: Case) -> Compute:
         return y.permute(0, 2, 3, 1).contiguous()
 
     return compute
+
+
+def _pool_with_padding(layer: Layer, x: Tensor) -> Tensor:
+    y = F.avg_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+    # What the layer before has not added (`FoldedLayer.offset`) is in no padded cell: a window at
+    # the edge lacks less of it than the projection's bias makes up for.
+    seen = F.avg_pool2d(x.new_ones(1, 1, x.shape[1], x.shape[2]), 3, 2, 1)[0, 0, :, :, None]
+    return (y + (seen - 1) * layer.offset_before.to(y.dtype)).contiguous()
 
 
 def residual(layer: Layer, case: Case) -> Compute:

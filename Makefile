@@ -13,7 +13,8 @@ PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
 # A comma inside an argument of $(call).
 , := ,
 
-# The extras that tests use; the demo needs tf alone.
+# The extras that tests use; the demo needs what writes its report, and no TensorFlow.
+DEMO := report
 TESTED := tf,video,plot,onnx,hub,tflite
 
 PYTHON_FITS = import sys; print("yes" if (3, 10) <= sys.version_info[:2] <= (3, 12) else "")
@@ -25,7 +26,7 @@ BAD_PYTHON = $(PYTHON) is not a Python 3.10, 3.11 or 3.12 (found: \
 define install
 $(if $(shell $(PYTHON) -c '$(PYTHON_FITS)' 2>/dev/null),,$(error $(BAD_PYTHON)))
 @test -x $(1)/bin/pip || $(PYTHON) -m venv --clear $(1)
-@echo "Installing .[$(2)] into $(1) (TensorFlow and PyTorch: minutes, the first time)"
+@echo "Installing .[$(2)] into $(1) (minutes, the first time)"
 $(1)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(2)]'
 @touch $@
 endef
@@ -42,19 +43,19 @@ help:
 	@echo "make wheel           in dist/: the sdist, and a wheel for every Python on this kind of machine"
 	@echo "make clean           remove environments, builds and caches"
 
-$(VENV)/.installed-tf: $(INSTALLED_FROM)
-	$(call install,$(VENV),tf)
+$(VENV)/.installed-demo: $(INSTALLED_FROM)
+	$(call install,$(VENV),$(DEMO))
 
 # Has what the demo needs, too. Not installed after it: each time, the C++ is compiled anew.
 $(VENV)/.installed-dev: $(INSTALLED_FROM)
 	$(call install,$(VENV),$(TESTED)$(,)dev)
-	@touch $(VENV)/.installed-tf
+	@touch $(VENV)/.installed-demo
 
 # Apart, because tf-models-official brings some fifty packages that nothing else needs.
 $(REFERENCE_VENV)/.installed: $(INSTALLED_FROM)
 	$(call install,$(REFERENCE_VENV),$(TESTED)$(,)dev$(,)reference)
 
-demo: $(VENV)/.installed-tf
+demo: $(VENV)/.installed-demo
 	@mkdir -p build
 	$(VENV)/bin/movinet-port convert --hub-url weights/samples/movinet_mini_stream.tar.gz \
 	  -o build/movinet_mini_stream.pt

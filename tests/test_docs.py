@@ -41,7 +41,7 @@ NOT_RUN = {
     "movinet-port compile --weights a0_stream.pt --frames 1 --size 172 -o a0_stream.pt2": (
         "takes minutes; tests/test_fast.py compiles a small network"
     ),
-    "pip install '.[tf]'": "downloads; tests/test_package.py installs the wheel",
+    "pip install '.[report]'": "downloads; tests/test_package.py installs the wheel",
     "torchrun --nproc-per-node 4 --no-python movinet-port finetune videos --weights a0_base.pt "
     "-o gpus": "four processes; tests/test_finetune.py runs two",
 }

@@ -116,7 +116,7 @@ def load_pretrained(
         if not path.exists():
             raise CheckpointError(
                 f"{name} {mode} is not converted yet: run mkdir -p {path.parent} && movinet-port "
-                f"convert --model {name} --mode {mode} -o {path} (pip install 'movinet-port[tf]'), "
+                f"convert --model {name} --mode {mode} -o {path}, "
                 f"or give a converted file"
             )
     checkpoint = load_checkpoint(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -556,3 +560,148 @@ def test_numbers_of_numpy_beside_the_weights_are_read(
     content = {"net": port(mini_spec()), "acc": np.float64(91.5), "seen": np.int64(3)}
     conversion = convert(saved(content, tmp_path / "x.pth"))
     assert conversion.outside == ()
+
+
+# Nothing is dropped -----------------------------------------------------------------------------
+
+LAYERS = ("dense", "fusion", "lstm_1", "head2", "norm", "temporal_attention", "fc")
+
+
+def plant_in_state_dict(variables: list[containers.Record], folder: Path, where: str) -> Path:
+    path = containers.write_first_port(variables, folder / "x.pth")
+    name = where.replace("/", ".") + ".weight"
+    return saved({**torch.load(path), name: torch.ones(4, 3)}, path)
+
+
+def plant_in_wrapper(variables: list[containers.Record], folder: Path, where: str) -> Path:
+    path = containers.write_first_port(variables, folder / "x.pth")
+    return saved({"model": torch.load(path), **{where: {"weight": torch.ones(4, 3)}}}, path)
+
+
+def plant_in_safetensors(variables: list[containers.Record], folder: Path, where: str) -> Path:
+    content = torch.load(containers.write_first_port(variables, folder / "x.pth"))
+    name = where.replace("/", ".") + ".weight"
+    save_file({**content, name: torch.ones(4, 3)}, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def plant_in_checkpoint(variables: list[containers.Record], folder: Path, where: str) -> Path:
+    extra = {f"{where}/kernel": (f"{where}/kernel", np.ones((4, 3), np.float32))}
+    return containers.write_checkpoint(variables, folder / "ckpt", extra=extra)
+
+
+def plant_in_hdf5(variables: list[containers.Record], folder: Path, where: str) -> Path:
+    path = containers.write_hdf5(variables, folder / "x.h5")
+    with h5py.File(path, "a") as file:
+        file.create_dataset(f"{where}/kernel:0", data=np.ones((4, 3), np.float32))
+    return path
+
+
+def plant_in_keras(variables: list[containers.Record], folder: Path, where: str) -> Path:
+    containers.write_weights_h5(variables, folder / "x.weights.h5")
+    with h5py.File(folder / "x.weights.h5", "a") as file:
+        file.create_dataset(f"{where}/vars/0", data=np.ones((4, 3), np.float32))
+    return folder / "x.weights.h5"
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        plant_in_state_dict,
+        plant_in_wrapper,
+        plant_in_safetensors,
+        plant_in_checkpoint,
+        plant_in_hdf5,
+        plant_in_keras,
+    ],
+)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_foreign_trained_layer_is_always_named(
+    plant: Callable[[list[containers.Record], Path, str], Path],
+    mini_spec: Spec,
+    data: st.DataObject,
+) -> None:
+    variables = containers.records(mini_spec(data.draw(st.sampled_from(["base", "stream"]))))
+    layer = data.draw(st.sampled_from(LAYERS))
+    inside = {
+        plant_in_state_dict: "first_port",
+        plant_in_safetensors: "first_port",
+        plant_in_checkpoint: "object_path",
+        plant_in_hdf5: "later",
+        plant_in_keras: "keras_3",
+    }.get(plant)
+    parents = [""]
+    if inside is not None:
+        name = getattr(data.draw(st.sampled_from(variables)), inside).replace(".", "/")
+        parts = name.split("/")[:-2]
+        parents.append("/".join([*parts[: data.draw(st.integers(0, len(parts)))], ""]))
+    where = data.draw(st.sampled_from(parents)) + layer
+    if plant is plant_in_checkpoint and where != layer:
+        where = f"model/{where}"
+    with tempfile.TemporaryDirectory() as folder:
+        source = plant(variables, Path(folder), where)
+        text = refusal(source)
+    assert layer in text
+    assert "none of a MoViNet" in text
+
+
+# The page --------------------------------------------------------------------------------------
+
+# First cell of the table in docs/converting.md -> what tests the row.
+PAGE = {
+    "first port, `state_dict()`, also `tf_like=False`": (
+        test_shapes_tell_what_the_first_port_built,
+        test_how_the_first_port_pads_is_assumed_or_said,
+    ),
+    "the same, last layer replaced": (test_new_last_layer_is_read,),
+    "the same with several new layers": (test_two_new_last_layers_are_refused,),
+    '`{"net": state_dict, ...}`, DataParallel, Lightning, `torch.compile`': (
+        test_state_dict_is_found_in_what_is_around_it,
+        test_numbers_of_numpy_beside_the_weights_are_read,
+    ),
+    "averaged weights beside the plain ones": (
+        test_averaged_network_is_taken_when_asked_for,
+        test_averages_of_some_weights_leave_the_others_as_they_are,
+        test_averages_of_a_training_checkpoint_are_taken_when_asked_for,
+    ),
+    "two networks in one file": (test_one_of_two_networks_is_taken_by_its_root,),
+    "pruned": (test_pruned_weights_are_multiplied_out,),
+    "PyTorch before 1.6, any suffix or none": (test_format_before_1_6_is_known_by_its_content,),
+    "state dict in `.safetensors`": (test_safetensors_of_the_first_port_are_read,),
+    "`hub.KerasLayer` in a `tf.keras` model; `model.export()`": (
+        test_full_name_tells_where_the_object_path_does_not,
+    ),
+    "`Dense` on top": (test_dense_head_on_top_is_refused_by_name,),
+    "`.h5` of a compiled, trained model": (test_hdf5_of_a_compiled_model_is_read,),
+    '`save_weights("dir/")`': (test_checkpoint_with_an_empty_prefix_is_read,),
+    "`2plus1d` or `3d_2plus1d` without causality": (
+        test_width_of_the_squeeze_excitation_tells_base_from_stream,
+    ),
+    "`3d_2plus1d`, as the authors train": (test_gate_of_what_the_authors_train_is_era_3s,),
+    "another activation, gate or padding": (
+        test_every_assumption_names_the_option_that_overrides_it,
+    ),
+    "variables of something else besides": (
+        test_foreign_tensor_is_named_unless_it_is_to_be_ignored,
+        test_foreign_trained_layer_is_always_named,
+    ),
+    "Git LFS pointer, pickle, whole module, TorchScript, `.pt2`, TF1, frozen `.pb`, Flax, ONNX": (
+        test_file_that_is_not_read_is_called_what_it_is,
+        test_pointers_in_the_place_of_a_models_files_are_told,
+        test_checkpoint_of_tensorflow_1_is_told,
+        test_folder_of_orbax_is_told,
+    ),
+}
+
+
+def test_every_row_of_the_page_is_tested_and_every_test_is_on_the_page() -> None:
+    page = (Path(__file__).parents[1] / "docs/converting.md").read_text("utf-8")
+    table = page.partition("## How people save")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \|", table, re.MULTILINE)[1:]
+    assert rows == list(PAGE)
+    tested = {function.__name__ for row in PAGE.values() for function in row}
+    here = {name for name in globals() if name.startswith("test_")} - {
+        "test_every_row_of_the_page_is_tested_and_every_test_is_on_the_page"
+    }
+    assert tested == here

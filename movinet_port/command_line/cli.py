@@ -249,7 +249,7 @@ def convert(
     }
     if whole_catalogue or out is not None:
         single = {"--hub-url": source, "-o": output, "--labels": labels_file, **given}
-        single |= {"--root": root, "--ema": ema or None, "--ignore": ignore or None}
+        single |= {"--root": root, "--ema": ema or None, "--ignore": ", ".join(ignore) or None}
         _convert_all(whole_catalogue, out, single, model, mode, suffix, not no_verify, verbose)
         return
     if source is None:

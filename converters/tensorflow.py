@@ -71,7 +71,7 @@ def _import(name: str, verbose: bool) -> ModuleType:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TensorFlowMissingError(
-            f"reading a TensorFlow model needs {name.partition('.')[0]}, which cannot be imported "
+            f"this needs {name.partition('.')[0]}, which cannot be imported "
             f"({reason}): run pip install 'movinet-port[tf]'"
         ) from error
 

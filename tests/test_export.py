@@ -320,7 +320,8 @@ def test_tf_checkpoint_holds_every_variable_where_the_authors_have_it(
     assert full == {re.sub(r"(conv2d)_\d+/", r"\1/", record.later) for record in found}
 
 
-def test_savedmodel_to_pt_to_tf_checkpoint_to_pt_keeps_every_bit(tmp_path) -> None:
+def test_savedmodel_to_pt_to_tf_checkpoint_to_pt_keeps_every_bit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     first = convert(SAMPLE, verify=False)
     save(first, tmp_path / "sample.pt")
     export_to_tensorflow(load_checkpoint(tmp_path / "sample.pt"), tmp_path / "c", "tf-checkpoint")

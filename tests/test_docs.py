@@ -89,13 +89,14 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
-def blocks(page: str) -> list[Block]:
+def blocks(page: str, reference: bool = False) -> list[Block]:
+    """The blocks that run here, or those that need the authors' code."""
     text = (ROOT / page).read_text("utf-8")
     found = []
     fenced = r"^( *)```(\w*)( reference)?\n(.*?)^ *```$"
     for match in re.finditer(fenced, text, re.MULTILINE | re.DOTALL):
-        if match[3]:
-            # Needs the authors' code: tests/test_export_reference.py runs it.
+        if bool(match[3]) != reference:
+            # What needs the authors' code is run by tests/test_export_reference.py.
             continue
         line = text.count("\n", 0, match.start()) + 1
         found.append(Block(page, line, match[2], match[4]))

@@ -467,34 +467,3 @@ def test_a_saved_model_is_not_written_over_something(weights, tmp_path, capfd) -
     assert run(*arguments) == 2
     assert "exists" in capfd.readouterr().err
     assert (tmp_path / "there/file").read_text() == "kept"
-
-
-# The page.
-
-
-def run_page(folder: Path, languages: set[str]) -> list[str]:
-    """Run the page's blocks in these languages, in order, and return what they are."""
-    text = (ROOT / "docs/exporting.md").read_text("utf-8")
-    (folder / "weights").symlink_to(ROOT / "weights")
-    done = []
-    for language, block in re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", text, re.M | re.S):
-        if language not in languages:
-            continue
-        if language == "python":
-            exec(compile(block, "docs/exporting.md", "exec"), {})
-        else:
-            for line in block.splitlines():
-                with pytest.raises(SystemExit) as ended:
-                    main(line.split()[1:])
-                assert not ended.value.code, line
-        done.append(language)
-    return done
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_the_pages_commands_and_snippets_run(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = run_page(tmp_path, {"sh", "python"})
-    assert done.count("sh") == 4
-    assert done.count("python") == 3
-    assert (tmp_path / "mini_ckpt.index").exists()

@@ -8,13 +8,14 @@ from typing import Any
 import authors
 import numpy as np
 import pytest
+import test_docs
 import torch
-from test_export import SAMPLE, TOLERANCE, Session, assert_follows, run_page
+from test_export import SAMPLE, TOLERANCE, Session, assert_follows
 
 from converters import convert
 from converters.fetch import open_source
 from converters.to_tensorflow import export_to_tensorflow
-from movinet_port import Checkpoint, create_model
+from movinet_port import Checkpoint, create_model, save
 from movinet_port.export import export_checkpoint
 
 pytestmark = [pytest.mark.reference, pytest.mark.usefixtures("one_thread")]
@@ -165,9 +166,12 @@ def test_onnx_of_a_published_network_follows_it_over_ten_chunks(
     assert_follows(Session(tmp_path / "x.onnx"), source.build(), clips)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_pages_commands_for_the_authors_code_run(tmp_path, monkeypatch) -> None:
+    """What tests/test_docs.py leaves out of docs/exporting.md; it runs the rest."""
     monkeypatch.chdir(tmp_path)
-    run_page(tmp_path, {"sh", "sh reference"})
+    save(convert(SAMPLE, verify=False), "mini.pt")
+    (block,) = test_docs.blocks("docs/exporting.md", reference=True)
+    for command in block.commands:
+        test_docs.run_command(block, command)
     assert (tmp_path / "mini_saved_model/saved_model.pb").exists()
     assert (tmp_path / "mini.weights.h5").exists()

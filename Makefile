@@ -8,8 +8,9 @@ BENCH_VENV := .venv-bench
 INSTALLED_FROM := setup.cfg setup.py pyproject.toml constraints.txt \
   $(wildcard movinet_port/fast/*.cpp movinet_port/fast/*.h)
 # Processes that tests run in; a file's tests stay together, because they share what is slow to make.
+# In the order of tests/conftest.py, where the longest come first.
 JOBS ?= 2
-PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile
+PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # A comma inside an argument of $(call).
 , := ,
 
@@ -51,9 +52,16 @@ $(VENV)/.installed-dev: $(INSTALLED_FROM)
 	$(call install,$(VENV),$(TESTED)$(,)dev)
 	@touch $(VENV)/.installed-demo
 
-# Apart, because tf-models-official brings some fifty packages that nothing else needs.
-$(REFERENCE_VENV)/.installed: $(INSTALLED_FROM)
-	$(call install,$(REFERENCE_VENV),$(TESTED)$(,)dev$(,)reference)
+# Apart, because tf-models-official brings some fifty packages that nothing else needs; what it
+# shares with the tests it finds in their environment. Its version is in constraints.txt.
+$(REFERENCE_VENV)/.installed: $(VENV)/.installed-dev
+	@test -x $(@D)/bin/python || $(VENV)/bin/python -m venv --clear --without-pip $(@D)
+	@$(VENV)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % \
+	  sysconfig.get_path("purelib"))' > $$(echo $(@D)/lib/python3*/site-packages)/tests.pth
+	@echo "Installing tf-models-official into $(@D)"
+	$(VENV)/bin/python -m pip --python $(@D)/bin/python install --quiet -c constraints.txt \
+	  tf-models-official
+	@touch $@
 
 demo: $(VENV)/.installed-demo
 	@mkdir -p build

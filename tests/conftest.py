@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from movinet_port import BlockSpec, HeadSpec, ModelSpec, StemSpec
 from movinet_port.fast import extension
 
+# Inductor compiles in this process: others would each import PyTorch, and every core has its tests.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 # How the published stream networks differ from the base ones, spelt out once more on purpose.
 STREAM = {
     "causal": True,
@@ -19,6 +23,15 @@ STREAM = {
     "activation": "hard_swish",
     "gate": "hard_sigmoid_keras",
 }
+
+# Files that take minutes: they start first, so that at the end no process waits for another.
+LONGEST = ("test_compiled", "test_docs", "test_package", "test_finetune")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; `make test` deals files out in this order."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def _block(filters: int, expand: tuple[int, ...], *kernels: str, stride: int = 2) -> BlockSpec:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
-import os
-import platform
-import shutil
-import subprocess
-import sys
+import itertools
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import movinet_port
 from movinet_port import ModelSpec, MoViNet, StemSpec, optimize
-from movinet_port.command_line.cli import main
-from movinet_port.errors import CheckpointError, MovinetPortError, SpecError, StateError
-from movinet_port.fast import FastMoViNet, choice, extension, graph, kernels
+from movinet_port.errors import SpecError, StateError
+from movinet_port.fast import FastMoViNet, choice, extension, kernels
 from movinet_port.fast.agreement import agreement
-from movinet_port.fast.aot import CompileError, compile_package, read_package
 from movinet_port.fast.backends import inductor, onednn
 from movinet_port.fast.choice import Case, Row
 from movinet_port.fast.optimize import fold_network
@@ -59,12 +52,29 @@ STREAM: list[dict[str, Any]] = [
     {"stem": StemSpec(filters=8, kernel_size=(3, 3, 3)), "conv_type": "3d"},
 ]
 ARCHITECTURES = [("base", c) for c in BASE] + [("stream", c) for c in STREAM]
+# Of these every combination of what else a test varies; of the others each value of everything.
+EVERY_COMBINATION = (BASE[0], BASE[3], BASE[4], STREAM[0], STREAM[2], STREAM[4])
 
 
 def _name(value: Any) -> str:
     if isinstance(value, dict):
         return "-".join(v if isinstance(v, str) else k for k, v in value.items()) or "published"
     return str(value)
+
+
+def combined(architectures: list[tuple[str, dict[str, Any]]], **varied: list[Any]) -> Any:
+    """Parametrize a test by mode, changes, and the values that `varied` has for each argument."""
+    columns, found = list(varied.values()), []
+    for number, (mode, changes) in enumerate(architectures):
+        rows = list(itertools.product(*columns))
+        if changes not in EVERY_COMBINATION:
+            # Beside other values in each architecture.
+            rows = [
+                tuple(of[(row + place * number) % len(of)] for place, of in enumerate(columns))
+                for row in range(max(map(len, columns)))
+            ]
+        found += [(mode, changes, *row) for row in rows]
+    return pytest.mark.parametrize(("mode", "changes", *varied), found, ids=_name)
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +156,15 @@ def test_a_backend_is_a_row_of_the_table(
 
 
 @pytest.mark.usefixtures("either")
-@pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=_name)
-@pytest.mark.parametrize(
-    ("batch", "size", "parts"), [(1, (33, 46), (1, 1, 3)), (2, (32, 32), (2, 1))], ids=_name
+@combined(
+    ARCHITECTURES,
+    dtype=[torch.float32, torch.float64],
+    clips=[(1, (33, 46), (1, 1, 3)), (2, (32, 32), (2, 1))],
 )
 def test_eager_gives_the_logits_of_the_readable_network(
-    build: Any, mode: str, changes: dict[str, Any], dtype: Any, batch: int, size: Any, parts: Any
+    build: Any, mode: str, changes: dict[str, Any], dtype: Any, clips: tuple[int, Any, Any]
 ) -> None:
+    batch, size, parts = clips
     model = build(mode, **changes).to(dtype)
     video = torch.rand(batch, 3, sum(parts), *size, dtype=dtype)
     fast = optimize(model)
@@ -520,155 +531,7 @@ def test_load_optimises(build: Any, tmp_path: Path) -> None:
     assert error(fast(clip), model(clip)) < ROUNDING[torch.float32]
 
 
-needs_compiler = pytest.mark.skipif(
-    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
-)
-
-
-@pytest.fixture(scope="module")
-def package(
-    tiny_spec: Callable[..., ModelSpec],
-    randomised: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, MoViNet]:
-    """A tiny stream network's package, made by the command, and the network."""
-    folder = tmp_path_factory.mktemp("package")
-    model: MoViNet = randomised(MoViNet(tiny_spec("stream")))
-    checkpoint = movinet_port.Checkpoint(model.spec, model.state_dict(), labels=("x", "y", "z"))
-    movinet_port.save(checkpoint, folder / "tiny.pt")
-    command = ["compile", "--weights", str(folder / "tiny.pt"), "--size", "20x24"]
-    result = CliRunner().invoke(main, [*command, "-o", str(folder / "tiny.pt2")])
-    assert result.exit_code == 0, result.output
-    return folder / "tiny.pt2", model
-
-
-@needs_compiler
-def test_a_package_gives_the_logits_and_states_of_the_readable_network(
-    package: tuple[Path, MoViNet],
-) -> None:
-    path, model = package
-    compiled = movinet_port.load(path)
-    assert (compiled.spec, compiled.labels) == (model.spec, ("x", "y", "z"))
-    video = torch.rand(1, 3, 5, 20, 24)
-    found, expected = watch(compiled, video, (1,) * 5), watch(model, video, (1,) * 5)
-    assert max(map(error, found, expected)) < ROUNDING[torch.float32]
-    state = model.init_state(1, 20, 24)
-    with torch.no_grad():
-        for frame, network_, logits in zip(
-            video.split(1, dim=2),
-            (compiled, model, compiled, compiled, model),
-            expected,
-            strict=True,
-        ):
-            found_, state = network_.step(frame, state)
-            assert error(found_, logits) < ROUNDING[torch.float32]
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 1, 20, 24), (1, 3, 2, 20, 24), (1, 3, 1, 20, 25)])
-@needs_compiler
-def test_a_package_names_the_shape_that_it_was_compiled_for(
-    package: tuple[Path, MoViNet], shape: tuple[int, ...]
-) -> None:
-    compiled = movinet_port.load(package[0])
-    with pytest.raises(StateError, match=r"compiled for \(1, 1, 20, 24\)"):
-        compiled(torch.rand(shape))
-
-
-@needs_compiler
-def test_a_package_loads_with_no_compiler(package: tuple[Path, MoViNet]) -> None:
-    program = (
-        "import sys, torch, movinet_port\n"
-        "compiled = movinet_port.load(sys.argv[1])\n"
-        "print(tuple(compiled(torch.rand(1, 3, 1, 20, 24)).shape))\n"
-    )
-    environment = {**os.environ, "PATH": "", "CXX": "/bin/false", "CC": "/bin/false"}
-    environment["PYTHONPATH"] = str(Path(movinet_port.__file__).parents[1])
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(package[0])],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert result.stdout.strip() == "(1, 3)", result.stderr
-
-
-@needs_compiler
-def test_a_package_for_another_machine_is_refused(
-    package: tuple[Path, MoViNet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "Z80")
-    with pytest.raises(CheckpointError, match="here Z80"):
-        movinet_port.load(package[0])
-
-
-@needs_compiler
-def test_a_package_that_is_none_is_refused(package: tuple[Path, MoViNet], tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.pt2"
-    damaged.write_bytes(package[0].read_bytes()[:-2000])
-    text = tmp_path / "text.pt2"
-    text.write_text("nothing")
-    for path in (damaged, text):
-        with pytest.raises(CheckpointError, match="no package of movinet-port"):
-            movinet_port.load(path)
-    assert read_package(package[0]).shape == (1, 1, 20, 24)
-
-
-def test_a_compiler_that_is_not_there_leaves_no_file(
-    package: tuple[Path, MoViNet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from movinet_port.fast import aot
-
-    def no_compiler(*_: Any) -> None:
-        raise CompileError("cannot compile: no C++ compiler is found")
-
-    monkeypatch.setattr(aot, "_compile", no_compiler)
-    fast = optimize(package[1])
-    assert isinstance(fast, FastMoViNet)
-    with pytest.raises(MovinetPortError, match="no C\\+\\+ compiler"):
-        aot.compile_package(fast, tmp_path / "new.pt2", size=(20, 24))
-    assert not list(tmp_path.iterdir())
-
-
-@needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=_name)
-def test_a_package_is_made_where_inductor_has_no_products_of_its_own(
-    tiny_spec: Callable[..., ModelSpec],
-    randomised: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dtype: torch.dtype,
-) -> None:
-    from torch._inductor.kernel import mm
-
-    if dtype == torch.float32:
-        monkeypatch.setattr(mm, "use_cpp_gemm_template", lambda *_, **__: False)
-        monkeypatch.setitem(graph.PRODUCTS, "freezing", False)
-    model = randomised(MoViNet(tiny_spec("base"))).to(dtype)
-    clip = torch.rand(1, 3, 3, 18, 21, dtype=dtype)
-    compile_package(fold_network(model), tmp_path / "tiny.pt2", frames=3, size=(18, 21))
-    with torch.no_grad():
-        found = movinet_port.load(tmp_path / "tiny.pt2")(clip)
-        assert error(found, model(clip)) < ROUNDING[dtype]
-
-
-@needs_compiler
-def test_compile_level_gives_the_same_logits(
-    tiny_spec: Callable[..., ModelSpec], randomised: Callable[..., Any]
-) -> None:
-    # Two networks of one architecture, two shapes: none must be taken for another.
-    models = [randomised(MoViNet(tiny_spec("base")), seed) for seed in (1, 2)]
-    clips = [torch.rand(1, 3, 3, 18, 21), torch.rand(1, 3, 2, 18, 21)]
-    fast = [optimize(model, "compile") for model in models]
-    with torch.no_grad():
-        for clip in (clips[0], clips[1], clips[0]):
-            for network_, model in zip(fast, models, strict=True):
-                assert error(network_(clip), model(clip)) < ROUNDING[torch.float32]
-
-
-@pytest.mark.parametrize(("mode", "changes"), ARCHITECTURES, ids=_name)
-@pytest.mark.parametrize("strip", [None, 900], ids=["whole", "strips"])
-@pytest.mark.parametrize("turn", [False, True], ids=["upright", "turned"])
+@combined(ARCHITECTURES, strip=[None, 900], turn=[False, True])
 def test_what_a_compiler_is_given_computes_the_same(
     build: Any,
     mode: str,
@@ -724,43 +587,6 @@ def test_a_product_is_computed_in_blocks_that_fit_and_share_the_work(
         assert kernels.steps(m, n, threads, *block, lanes) <= 1.02 * kernels.steps(
             m, n, threads, *other, lanes
         )
-
-
-@needs_compiler
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels for x86")
-@pytest.mark.parametrize(("threads", "simdlen"), [(2, None), (1, 256)], ids=["widest", "AVX2"])
-def test_products_of_all_remainders_are_right(
-    threads: int, simdlen: int | None, tmp_path: Path
-) -> None:
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
-
-    sizes = [(1, 16), (23, 48), (36, 112), (49, 30), (121, 184)]
-
-    class Products(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = torch.nn.ParameterList(torch.rand(n, 13) - 0.5 for _, n in sizes)
-
-        def forward(self, *x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(torch.mm(a, w.t()) for a, w in zip(x, self.weights, strict=True))
-
-    torch.set_num_threads(threads)
-    model, inputs = Products(), tuple(torch.rand(m, 13) - 0.5 for m, _ in sizes)
-    lanes: list[int] = []
-    best = kernels.best_block
-    with torch.no_grad(), kernels.own_products(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "best_block", lambda *a: lanes.append(a[3]) or best(*a))
-        program = torch.export.export(model, inputs, strict=False)
-        path = aoti_compile_and_package(
-            program,
-            package_path=str(tmp_path / "products.pt2"),
-            inductor_configs={**graph.PRODUCTS, "cpp.simdlen": simdlen},
-        )
-        found = aoti_load_package(path)(*inputs)
-        for one, expected in zip(found, model(*inputs), strict=True):
-            assert error(one, expected) < 1e-6
-    assert lanes, "Inductor has not asked for the size of a block"
-    assert simdlen is None or set(lanes) == {8}
 
 
 def test_inductors_own_kernels_are_back_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

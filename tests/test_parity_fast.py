@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from benchmarks import diagnosis as bench
 from benchmarks.parity import forgetful
 from movinet_port import optimize
-from movinet_port.command_line.parity import parity as command
-from movinet_port.errors import StateError
-from movinet_port.fast.aot import compile_package
 from movinet_port.fast.optimize import fold_network
 from movinet_port.wiring import INPUT, wiring
 from parity import ComparisonError, compare
@@ -108,23 +101,3 @@ def test_a_compiled_network_needs_its_eager_one(reference: Any) -> None:
     right = reference(STREAM)
     with pytest.raises(ComparisonError, match="eager"):
         Optimised(optimize(right.build(), "compile"))
-
-
-@pytest.mark.skipif(
-    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
-)
-def test_the_command_compares_a_package_in_the_clips_that_it_takes(tmp_path: Path) -> None:
-    right = bench.open_reference(SAMPLE)
-    fast = fold_network(right.build())
-    compile_package(fast, tmp_path / "mini.pt2", size=(33, 40))
-    arguments = ["--hub-url", SAMPLE, "--weights", str(tmp_path / "mini.pt2")]
-    done = CliRunner().invoke(command, [*arguments, "--json", str(tmp_path / "out.json")])
-    assert done.exit_code == 0, done.output
-    report = json.loads((tmp_path / "out.json").read_text())
-    assert report["input"]["shape"] == [1, 3, 6, 33, 40]
-    assert report["input"]["chunks"] == [1] * 6
-    assert [layer["name"] for layer in report["layers"]] == [INPUT, "classifier"]
-    assert {state["name"] for state in report["states"]} == set(fast.init_state(1, 33, 40))
-    other = CliRunner().invoke(command, [*arguments, "--size", "48"])
-    assert isinstance(other.exception, StateError)
-    assert "compiled for (1, 1, 33, 40)" in str(other.exception)

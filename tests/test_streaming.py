@@ -667,18 +667,6 @@ def test_network_with_a_video_in_flight_can_be_compiled(tiny_stream: Any, video:
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
-def test_inductor_equals_eager(tiny_stream: Any, video: Any) -> None:
-    model = tiny_stream()
-    step = torch.compile(model.step, backend="inductor", fullgraph=True)
-    state = model.init_state(2, 19, 26)
-    with torch.no_grad():
-        for clip in video(frames=4).split(2, dim=2):
-            logits, state = step(clip, state)
-        expected, _ = step_through(model, video(frames=4), [4])
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
-
-
 class Step(nn.Module):
     """`torch.export` takes a module's forward."""
 

@@ -39,7 +39,7 @@ NOT_RUN = {
     "make demo": "makes an environment; tests/test_package.py runs movinet-port demo",
     "make test": "would run itself",
     "movinet-port compile --weights a0_stream.pt --frames 1 --size 172 -o a0_stream.pt2": (
-        "takes minutes; tests/test_fast.py compiles a small network"
+        "takes minutes; tests/test_compiled.py compiles a small network"
     ),
     "pip install '.[report]'": "downloads; tests/test_package.py installs the wheel",
     "torchrun --nproc-per-node 4 --no-python movinet-port finetune videos --weights a0_base.pt "

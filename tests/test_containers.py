@@ -417,7 +417,7 @@ def test_new_container_is_one_row(
             ]
         )
 
-    assert "no tar archive" in error(path)
+    assert "are not read here" in error(path)
     monkeypatch.setitem(KINDS, "npz", Container(find, read))
     conversion = converted(path)
     assert_same(conversion.checkpoint.state_dict, containers.state_dict(variables))

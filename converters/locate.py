@@ -12,6 +12,7 @@ from converters.containers.variables import SourceVariables, Variable
 from converters.errors import ConversionError
 from converters.layouts import torch_shape
 from movinet_port.checkpoint import listing
+from movinet_port.spec import layer_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Located:
         parameters: canonical parameter or buffer -> the variable that fills it.
         outside: variables that are no part of the network (optimizer, metrics, counters).
         dialect: how the source spells them.
+        removed: layers that are not there between others of their block, and were taken out on
+            purpose: the first port's files are whole or unreadable.
         averages: what the names of averaged weights start with, if there are any that nothing
             asked for; else empty.
     """
@@ -30,6 +33,7 @@ class Located:
     outside: tuple[Variable, ...]
     dialect: dialects.Dialect = dialects.OBJECT_PATH
     averages: str = ""
+    removed: tuple[str, ...] = ()
 
     def stated(self) -> dialects.Stated:
         """Return what the shapes state of the code that wrote them."""
@@ -142,8 +146,37 @@ def locate_variables(source: SourceVariables, selection: Selection | None = None
             f"a backbone without a classifier: it has {len(parameters)} variables of a MoViNet, "
             f"none of them the classifier's; give the file that the whole model was saved to"
         )
+    removed: list[str] = []
+    if source.dialect is dialects.FIRST_PORT:
+        parameters, removed = _closed_up(parameters)
     unused = "" if selection.averages else ", ".join(others or [v.path for v in slots[:1]])
-    return Located(parameters, tuple(outside), source.dialect, unused)
+    return Located(parameters, tuple(outside), source.dialect, unused, tuple(removed))
+
+
+def _closed_up(parameters: Mapping[str, Variable]) -> tuple[dict[str, Variable], list[str]]:
+    """Number the layers of each block without gaps; return which layers were missing, too.
+
+    Who shortens a network puts ``Identity`` in the place of a layer, which leaves no variable. The
+    first layer of a block is no such one: it strides, or changes the width.
+    """
+    blocks: dict[int, set[int]] = {}
+    for name in parameters:
+        if match := _LAYER.match(name):
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    renamed: dict[str, str] = {}
+    removed: list[str] = []
+    for block, present in blocks.items():
+        removed += [layer_name(block, n) for n in range(1, max(present)) if n not in present]
+        numbers = sorted(present) if 0 in present else []
+        renamed |= {layer_name(block, n): layer_name(block, i) for i, n in enumerate(numbers)}
+    closed = {}
+    for name, variable in parameters.items():
+        layer, dot, rest = name.partition(".")
+        closed[f"{renamed.get(layer, layer)}{dot}{rest}"] = variable
+    return closed, removed
+
+
+_LAYER = re.compile(r"block(\d+)_layer(\d+)\.")
 
 
 def _selected(variable: Variable, source: SourceVariables, selection: Selection) -> bool:

@@ -183,9 +183,9 @@ class _Recogniser:
             if layer == 0:
                 blocks.append([])
             if not blocks or (block, layer) != (len(blocks) - 1, len(blocks[-1])):
-                expected = layer_name(
-                    len(blocks) - 1 if blocks else 0, len(blocks[-1]) if blocks else 0
-                )
+                expected = layer_name(len(blocks), 0)
+                if layer == 0 or block < len(blocks):
+                    expected = layer_name(len(blocks) - 1, len(blocks[-1]))
                 raise ConversionError(
                     f"the variables go up to {layer_name(block, layer)}, but those of "
                     f"{expected} are missing: the source is incomplete"
@@ -418,6 +418,10 @@ class _Recogniser:
         self.findings["strides"] = Finding(
             "strides", f"(1, 2, 2) in {', '.join(strided)}", "assumed", "the family's rule"
         )
+        if self.located.removed:
+            reason = f"without {', '.join(self.located.removed)}, which leave no variables"
+            value = ", ".join(str(len(block.strides)) for block in spec.blocks)
+            self.findings["layers"] = Finding("layers", value, "assumed", reason)
 
     def _strides(self, module: str, rule: Triple, evidence: Mapping[str, Any]) -> Triple:
         found = evidence.get(f"{module}.conv.weight")

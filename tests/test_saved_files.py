@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from converters import ConversionError, convert_source
 from converters.containers.bundle import write_bundle
-from movinet_port import ModelSpec
+from movinet_port import ModelSpec, MoViNet
 from movinet_port.checkpoint import load_checkpoint
 from movinet_port.command_line.cli import main
 from movinet_port.errors import MovinetPortError
@@ -196,6 +196,34 @@ def test_one_of_two_networks_is_taken_by_its_root(
         wanted = containers.state_dict(containers.records(mini_spec(), seed))
         assert same(convert(path, root=root).checkpoint.state_dict, wanted)
     assert "no MoViNet" in refusal(path, root="audio")
+
+
+def test_layers_replaced_by_identity_are_left_out(
+    mini_spec: Spec, port: Callable[..., StateDict], tmp_path: Path
+) -> None:
+    block = mini_spec().blocks[1]
+    rows = {
+        name: (getattr(block, name)[0], *[getattr(block, name)[1]] * 3)
+        for name in ("expand_filters", "kernel_sizes", "strides")
+    }
+    whole = mini_spec().blocks
+    spec = mini_spec(blocks=(whole[0], dataclasses.replace(block, **rows), *whole[2:]))
+    content = port(spec)
+    # A layer without a skip projection is the identity where its ReZero is 0.
+    model = MoViNet(spec).eval()
+    state = containers.state_dict(containers.records(spec))
+    for removed in (1, 2):
+        state[f"block1_layer{removed}.rezero.scale"] = torch.zeros(())
+    model.load_state_dict(state)
+    kept = {k: v for k, v in content.items() if not re.search(r"b1_l[12]\.", k)}
+    conversion = convert(saved(kept, tmp_path / "x.pth"))
+    clip = torch.rand(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(conversion.checkpoint.build()(clip), model(clip))
+    finding = next(f for f in conversion.findings if f.field == "layers")
+    assert finding.where == "without block1_layer1, block1_layer2, which leave no variables"
+    first = {k: v for k, v in content.items() if "b1_l0." not in k}
+    assert "block1_layer0 are missing" in refusal(saved(first, tmp_path / "y.pth"))
 
 
 def test_pruned_weights_are_multiplied_out(
@@ -666,6 +694,7 @@ PAGE = {
         test_averages_of_a_training_checkpoint_are_taken_when_asked_for,
     ),
     "two networks in one file": (test_one_of_two_networks_is_taken_by_its_root,),
+    "layers replaced by `Identity`": (test_layers_replaced_by_identity_are_left_out,),
     "pruned": (test_pruned_weights_are_multiplied_out,),
     "PyTorch before 1.6, any suffix or none": (test_format_before_1_6_is_known_by_its_content,),
     "state dict in `.safetensors`": (test_safetensors_of_the_first_port_are_read,),

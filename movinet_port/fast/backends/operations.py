@@ -251,7 +251,9 @@ def _pool_with_padding(layer: Layer, x: Tensor) -> Tensor:
     # What the layer before has not added (`FoldedLayer.offset`) is in no padded cell: a window at
     # the edge lacks less of it than the projection's bias makes up for.
     seen = F.avg_pool2d(x.new_ones(1, 1, x.shape[1], x.shape[2]), 3, 2, 1)[0, 0, :, :, None]
-    return (y + (seen - 1) * layer.offset_before.to(y.dtype)).contiguous()
+    # In a package rows are filled up to whole vectors.
+    offset = F.pad(layer.offset_before, (0, x.shape[3] - len(layer.offset_before)))
+    return (y + (seen - 1) * offset.to(y.dtype)).contiguous()
 
 
 def residual(layer: Layer, case: Case) -> Compute:

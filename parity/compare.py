@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from movinet_port.checkpoint import listing
+from movinet_port.wiring import wiring
 from parity.chunk_values import Array, ChunkValues
 from parity.compared_model import ComparedModel
 from parity.comparison import Comparison
@@ -88,8 +89,10 @@ def compare(
         layers=results,
         states=states,
     )
-    # The diagnosis compares parameters and replaces layers: it is for the readable network.
-    if diagnose and not report and not compared.folded:
+    # The diagnosis compares parameters and replaces layers: it is for the readable network, and for
+    # a reference that has all that flows into each layer.
+    whole = compared.network is None or set(wiring(compared.network.spec)) <= set(compared.table)
+    if diagnose and not report and not compared.folded and whole:
         with clock("looking for the causes"):
             found = explain(comparison, report, reference.parameters)
         report = dataclasses.replace(report, diagnosis=found)

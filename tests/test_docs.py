@@ -59,7 +59,7 @@ STANDS_FOR = {
 SHORTENED = {
     r"^movinet-port finetune ": "--epochs 1 --workers 0",
     r"^python examples/finetune.py ": "--epochs 1 --workers 0",
-    r"^movinet-port parity (?!.*\.npz --weights)": "--size 32",
+    r"^movinet-port parity (?!.*\.(npz|tflite) --weights)": "--size 32",
     # The sample that stands for a published network does not say what it was made for.
     r"^movinet-port predict --weights a0_stream.pt --stream video": "--size 32 --fps 5",
 }

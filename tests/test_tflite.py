@@ -18,6 +18,10 @@ from converters.tflite.schema import read_lite_model
 from converters.tflite.verify import LiteStream
 from movinet_port.checkpoint import Checkpoint
 from movinet_port.model import MoViNet
+from movinet_port.wiring import wiring
+from parity import compare
+from parity.clips import random_clip
+from parity.references import TfliteReference
 
 DATA = Path(__file__).parent / "data"
 TRAINED = Path(__file__).parents[2] / "shared" / "trained"
@@ -99,11 +103,10 @@ def test_a_float32_file_computes_what_the_authors_network_does(path: Path) -> No
     assert largest(found, right["logits"]) < 2e-6
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
+# LiteRT rounds to 8 bits on the way where weights are.
+@pytest.mark.parametrize("path", [p for p in FILES if ".float" in p.name], ids=str)
 def test_a_file_is_computed_as_litert_does(path: Path) -> None:
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")
-    if ".float32." not in path.name and ".float16." not in path.name:
-        pytest.skip("LiteRT rounds to 8 bits on the way")
     runner = interpreter.Interpreter(str(path), num_threads=1).get_signature_runner()
     model = read_lite_model(path)
     stream = LiteStream(model)
@@ -276,3 +279,44 @@ def test_the_trained_files_network_gives_its_logits() -> None:
     model = conversion.checkpoint.build()
     assert largest(frames_of(model, video), right) < 2e-5
     assert largest(frames_of(model.double(), video), right) < 1e-6
+
+
+# Parity ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_parity_finds_every_activation_of_the_file_in_the_network(path: Path) -> None:
+    reference = TfliteReference(path)
+    model = Checkpoint(reference.spec, dict(reference.parameters)).build()
+    clip = random_clip(1, 3, reference.size, 0)
+    report = compare(reference, model, clip, chunks=[1, 2])
+    assert report
+    # Norms are folded into convolutions, and relu6 into both; nothing else is missing.
+    absent = set(wiring(reference.spec)) - {layer.name for layer in report.layers}
+    folded = {"conv", "temporal_conv", "pool"}
+    if reference.spec.activation == "relu6":
+        folded |= {"norm", "temporal_norm"}
+    assert {name.rpartition(".")[2] for name in absent} <= folded
+    assert max(layer.end_to_end for layer in report.layers) < 2
+
+
+def test_parity_names_the_layer_that_is_wrong() -> None:
+    reference = TfliteReference(DATA / "lite_relu6_gate.float32.tflite")
+    weights = {name: value.clone() for name, value in reference.parameters.items()}
+    weights["block1_layer1.depthwise.temporal_conv.weight"][3] *= 1.01
+    model = Checkpoint(reference.spec, weights).build()
+    report = compare(reference, model, random_clip(1, 3, reference.size, 0), chunks=[1, 2])
+    assert not report
+    wrong = [layer.name for layer in report.layers if layer.introduced > 10]
+    assert wrong[0] == "block1_layer1.depthwise.temporal_norm"
+
+
+@needs_trained
+def test_parity_with_the_trained_file() -> None:
+    reference = TfliteReference(TRAINED / "kinetics_movinet_int8.tflite")
+    model = Checkpoint(reference.spec, dict(reference.parameters)).build()
+    with np.load(TRAINED / "kinetics_movinet_int8.expected.npz") as found:
+        video = np.moveaxis(found["video"], -1, 1)
+    report = compare(reference, model, video[:, :, :3], chunks=[1, 2])
+    assert report
+    assert len(report.layers) > 90

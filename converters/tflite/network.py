@@ -41,6 +41,28 @@ _ELEMENTWISE = (
 _ENCODING_SCALE = re.compile(r"/bneck/se/positional_encoding(_\d+)?/rezero/mul")
 _ENCODING_ANGLE = re.compile(r"/bneck/se/positional_encoding(_\d+)?/mul")
 _REZERO = re.compile(r"/bneck/rezero(_\d+)?/mul")
+# What an operation's output is, by its kind and the end of its place.
+_PLACES = (
+    (re.compile(r"/bneck/rezero(_\d+)?/mul\d*$"), ("MUL",), ".rezero"),
+    (re.compile(r"/bneck/add(_\d+)?$"), ("ADD",), ""),
+    (re.compile(r"/bneck/skip/skip_pool"), ("AVERAGE_POOL_2D",), ".skip.pool"),
+    (re.compile(r"/bneck/se/mul(_\d+)?$"), ("MUL",), ".squeeze_excitation"),
+    (
+        re.compile(r"/bneck/se/spatial_average_pool3d(_\d+)?/Mean$"),
+        ("MEAN",),
+        ".squeeze_excitation.spatial_pool",
+    ),
+    (
+        re.compile(r"/bneck/se/global_average_pool3d(_\d+)?/truediv$"),
+        ("DIV", "MUL"),
+        ".squeeze_excitation.temporal_pool",
+    ),
+    (
+        re.compile(r"/bneck/se/positional_encoding(_\d+)?/add(_2)?$"),
+        ("ADD",),
+        ".squeeze_excitation.positional_encoding",
+    ),
+)
 _TEMPORAL = re.compile(r"conv[23]d_temporal/")
 
 _FOLDED_VARIANCE = 1.0 - FOLDED_EPSILON
@@ -395,6 +417,39 @@ class LiteNetwork:
             return None
         before, after = (self.model.tensors[i].shape for i in (source.inputs[0], source.outputs[0]))
         return math.prod(after) / math.prod(before) if math.prod(before) else None
+
+    def taps(self) -> dict[str, int]:
+        """Return where the network's activations are: name as in `wiring` -> number of a tensor.
+
+        What the converter folded away, or folded something into, is left out.
+        """
+        found: dict[str, int] = {}
+        for prefix, convolution in self._convolutions.items():
+            output = convolution.operation.outputs[0]
+            fused = convolution.operation.options["activation"] != "linear"
+            steps = [s for s in self._elementwise_after(output) if s.kind not in _PASSING]
+            gate = self._gates.get(prefix)
+            whole = gate is None or _FOLDED_GATES[gate.value] == (1.0, 0.0)
+            if not fused and whole:
+                found[prefix + ("norm" if convolution.has_norm else "conv")] = output
+            if steps:
+                found[f"{prefix}activation"] = steps[-1].outputs[0]
+            elif fused:
+                found[f"{prefix}activation"] = output
+        for operation in self.model.operations:
+            output = operation.outputs[0]
+            place = self.model.tensors[output].place
+            layer = layer_of(place)
+            if layer is None:
+                continue
+            for pattern, kinds, name in _PLACES:
+                if operation.kind in kinds and pattern.search(place):
+                    found.setdefault(f"{layer}{name}", output)
+        for signature in self.model.signatures.values():
+            for name, index in signature.outputs.items():
+                if name not in signature.inputs:
+                    found["classifier"] = index
+        return found
 
     def _of_offset(self, parameter: str) -> Convolution:
         for end in ("norm.bias", "conv.bias"):

@@ -12,12 +12,12 @@ from converters.errors import ConversionError
 from converters.tflite.network import LiteNetwork
 from converters.tflite.run import LiteRunner
 from converters.tflite.schema import LiteModel, Signature
-from movinet_port.agreement import Agreement, Tally
+from movinet_port.agreement import FUNCTION_BOUND, Agreement, Tally
 from movinet_port.model import MoViNet
 
-# What is left where every number of the file is one of the network's, and where they had to be
-# rounded to float32: what 8-bit numbers stand for, and what a gate's constants are taken out of.
-EXACT_BOUND, ROUNDED_BOUND = 1e-12, 1e-6
+# What is left where numbers of the file had to be rounded to float32: what 8-bit numbers stand for,
+# and what a gate's constants are taken out of.
+ROUNDED_BOUND = 1e-6
 _FRAMES = 4
 _IMAGE, _LOGITS = "image", "logits"
 
@@ -118,7 +118,7 @@ def verify(network: LiteNetwork, model: MoViNet) -> Agreement:
         network: the file.
         model: the converted network.
     """
-    bound = ROUNDED_BOUND if network.is_rounded() else EXACT_BOUND
+    bound = ROUNDED_BOUND if network.is_rounded() else FUNCTION_BOUND
     tally = Tally(bound, "the file's operations in float64")
     shape = LiteStream(network.model).clip_shape[:4]
     for expected, found in both_sides(network, model):

@@ -34,7 +34,13 @@ from parity.clips import check_clip, random_clip, read_clip
 from parity.compare import compare
 from parity.errors import ComparisonError
 from parity.optimised import Optimised
-from parity.references import Reference, SavedModelReference, SavedReference, save_reference
+from parity.references import (
+    Reference,
+    SavedModelReference,
+    SavedReference,
+    TfliteReference,
+    save_reference,
+)
 from parity.reports.html import render_html, require_jinja
 from parity.reports.report import STATUSES, Report
 from parity.reports.text import junit, print_report
@@ -178,7 +184,14 @@ def parity(
                 height_width = height_width or (of_size[0], of_size[1])
                 if spec is None or not spec.causal:
                     frames = frames or each
-            clip = _clip(clip_source, spec, frames, height_width, batch or 1, seed)
+            clip = _clip(
+                clip_source,
+                spec,
+                frames,
+                height_width or getattr(reference, "size", None),
+                batch or 1,
+                seed,
+            )
             described.update({"seed": seed} if clip_source == "random" else {})
             if spec is not None and spec.causal and parts is None:
                 parts = _default_chunks(clip.shape[2], each)
@@ -233,6 +246,9 @@ def _open_reference(
     with open_source(source) as opened:
         if opened.kind == "saved_model":
             yield SavedModelReference(opened.path, source, engine)
+            return
+        if opened.kind == "tflite":
+            yield TfliteReference(opened.path, source)
             return
         spec = convert_source(str(opened.path), verify=False, **given).checkpoint.spec
         with authors_reference(opened.path, spec, source) as reference:

@@ -5,6 +5,7 @@ from parity.references.programs import FunctionReference, ModelReference
 from parity.references.reference import Reference
 from parity.references.saved import SavedReference, save_reference
 from parity.references.saved_model import SavedModelReference
+from parity.references.tflite import TfliteReference
 
 __all__ = [
     "ChunkValues",
@@ -13,5 +14,6 @@ __all__ = [
     "Reference",
     "SavedModelReference",
     "SavedReference",
+    "TfliteReference",
     "save_reference",
 ]

@@ -50,3 +50,17 @@ def channels_first(x: Array, batch: int) -> Array:
     if x.ndim == 1 and x.shape[0] == 1:
         x = np.repeat(x, batch)
     return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if x.ndim == 5 else x
+
+
+_TEMPORAL = ("temporal_conv", "temporal_norm", "temporal_activation")
+
+
+def tap_value(tap: str, value: Array, before: Mapping[str, Array], batch: int) -> Array:
+    """Return a tap's value of TensorFlow's in PyTorch's layout, given those of the taps before."""
+    block, _, leaf = tap.rpartition(".")
+    if value.ndim == 4 and leaf in _TEMPORAL:
+        # (batch, frames, height * width, channels): a 2-D convolution over time.
+        spatial = (f"{block}.{name}" for name in ("conv", "norm", "activation"))
+        size = next(before[name] for name in spatial if name in before).shape[3:]
+        value = value.reshape(*value.shape[:2], *size, value.shape[3])
+    return channels_first(value, batch)

@@ -26,9 +26,7 @@ from movinet_port.streams import FRAME_COUNT
 from parity.chunk_values import Array, ChunkValues
 from parity.errors import ComparisonError
 from parity.graph_taps import GraphTaps
-from parity.references.reference import channels_first, channels_last
-
-_TEMPORAL = ("temporal_conv", "temporal_norm", "temporal_activation")
+from parity.references.reference import channels_first, channels_last, tap_value
 
 
 class SavedModelReference:
@@ -102,7 +100,7 @@ class SavedModelReference:
             fetches = [(node, 0) for node in nodes]
             for (node, _), value in self._engine.stream({"image": image, **states}, fetches):
                 for tap in taps_of.get(node, ()):
-                    activations[tap] = _activation(tap, value.numpy(), activations, len(chunk))
+                    activations[tap] = tap_value(tap, value.numpy(), activations, len(chunk))
                 if node in results:
                     kept[node] = value
             after: dict[str, Array] = {}
@@ -130,13 +128,3 @@ class SavedModelReference:
                 channels, *rest = shapes[name]
                 states[argument] = torch.zeros(chunk.shape[0], *rest, channels)
         return states
-
-
-def _activation(tap: str, value: Array, before: Mapping[str, Array], batch: int) -> Array:
-    """Return a tap's value in PyTorch's layout, given those of the taps before it."""
-    block, _, leaf = tap.rpartition(".")
-    if value.ndim == 4 and leaf in _TEMPORAL:
-        # (batch, frames, height * width, channels): a 2-D convolution over time.
-        size = before[f"{block}.conv"].shape[3:]
-        value = value.reshape(*value.shape[:2], *size, value.shape[3])
-    return channels_first(value, batch)

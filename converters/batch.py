@@ -51,6 +51,9 @@ class Outcome:
 def file_name(entry: Published, suffix: str) -> str:
     """Return the name of the checkpoint that a published file becomes."""
     release = f"v{entry.version}" if entry.version is not None else "checkpoint"
+    if entry.container == "tflite":
+        version = "" if entry.version is None else f"_v{entry.version}"
+        release = f"tflite_{entry.precision}{version}"
     legacy = "_legacy" if entry.legacy else ""
     return f"movinet_{entry.model.name}_{entry.model.mode}_{release}{legacy}.{suffix}"
 
@@ -71,7 +74,7 @@ def convert_all(
     in `folder` says what was done so far.
 
     Args:
-        entries: from `weights.catalogue`; TF Lite files cannot be converted.
+        entries: from `weights.catalogue`.
         folder: where the checkpoints go; made if it is not there.
         suffix: "pt" or "safetensors".
         verify: compare both sides, where the source has a graph.

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.archives import MAX_UNPACKED_BYTES, unpack
+from converters.containers.tflite import LITE_FILE, is_lite_file
 from converters.errors import SourceError, SourceProblem, reason
 from converters.tensorflow import import_tensorflow, import_tensorflow_hub
 
@@ -65,6 +66,8 @@ _KAGGLE_MODELS = (
     rf"{_KAGGLE_PAGE}{_PART}/{_PART}/{_PART}/{_PART}(?:/versions)?/{_VERSION}(?:/download)?",
     rf"{_PART}/{_PART}/((?i:tensorflow2|tflite|pytorch|keras|jax|flax))/{_PART}/{_VERSION}",
 )
+# TF Lite files on TF Hub.
+_LITE_HANDLE = re.compile(r"/lite-model/.*/\d+$")
 _FRAMEWORKS = {"tensorflow2": "TensorFlow2", "tflite": "TfLite", "pytorch": "PyTorch"}
 
 
@@ -96,9 +99,10 @@ def recognise_handle(name: str) -> Handle | None:
     if name.startswith("gs://"):
         return Handle(name, f"{STORAGE}/{name.removeprefix('gs://')}")
     if re.match("https?://", name):
-        # How TF Hub is asked for an archive; servers of files take no notice of it.
+        # How TF Hub is asked for an archive, or a TF Lite file; servers of files take no notice.
         joined = "&" if "?" in name else "?"
-        return Handle(name, f"{name}{joined}tf-hub-format=compressed")
+        asked = "lite-format=tflite" if _LITE_HANDLE.search(bare) else "tf-hub-format=compressed"
+        return Handle(name, name if asked in name else f"{name}{joined}{asked}")
     return None
 
 
@@ -131,7 +135,10 @@ def download(handle: Handle, progress: Progress) -> Path:
             archive, model = Path(scratch) / "archive", Path(scratch) / "model"
             model.mkdir()
             _receive(handle, archive, progress)
-            unpack(archive, model, elsewhere="TFHUB_CACHE_DIR names another place")
+            if is_lite_file(archive):
+                archive.rename(model / LITE_FILE)
+            else:
+                unpack(archive, model, elsewhere="TFHUB_CACHE_DIR names another place")
             _keep(model, folder, handle)
         return folder
     except SourceProblem as error:

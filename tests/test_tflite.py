@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hub_server import Answer, HubServer
 
 from converters.convert import convert_source
 from converters.errors import ConversionError
@@ -320,3 +323,36 @@ def test_parity_with_the_trained_file() -> None:
     report = compare(reference, model, video[:, :, :3], chunks=[1, 2])
     assert report
     assert len(report.layers) > 90
+
+
+# Downloads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("archived", [False, True], ids=["as TF Hub", "as Kaggle"])
+def test_a_handle_of_a_tf_lite_file_downloads_and_converts(
+    archived: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    content = (DATA / "lite_no_se.int8.tflite").read_bytes()
+    handle = "/tensorflow/lite-model/movinet/a0/stream/kinetics-600/classification/tflite/int8/1"
+    with HubServer().running() as server:
+        if archived:
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+                entry = tarfile.TarInfo("movinet.tflite")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+            url = server.publish("/google/movinet/1", packed.getvalue())
+        else:
+            url = server.serve(handle, Answer(content, "application/octet-stream"))
+        first = convert_source(url, verify=False).checkpoint
+        asked = len(server.requests)
+        again = convert_source(url, verify=False).checkpoint
+        assert len(server.requests) == asked
+    if not archived:
+        assert server.requests == [f"{handle}?lite-format=tflite"]
+    right = convert_source(DATA / "lite_no_se.int8.tflite", verify=False).checkpoint
+    for found in (first, again):
+        assert found.spec == right.spec
+        assert found.provenance["weights_sha256"] == right.provenance["weights_sha256"]

@@ -21,12 +21,24 @@ from movinet_port.model import MoViNet
 _MOST_LABEL_BYTES = 1 << 20
 
 
+# What a download is kept as.
+LITE_FILE = "model.tflite"
+
+
 def find_tflite(path: Path) -> Path | None:
-    """Return `path` if it is a file that begins as TF Lite's do."""
+    """Return a file that begins as TF Lite's do: `path`, or the one such file in that folder."""
+    if path.is_dir():
+        files = [file for file in path.glob("*.tflite") if is_lite_file(file)]
+        return files[0] if len(files) == 1 else None
+    return path if is_lite_file(path) else None
+
+
+def is_lite_file(path: Path) -> bool:
+    """Whether a file begins as TF Lite's do."""
     if not path.is_file():
-        return None
+        return False
     with path.open("rb") as file:
-        return path if file.read(8)[4:] == IDENTIFIER else None
+        return file.read(8)[4:] == IDENTIFIER
 
 
 def read_tflite(path: Path) -> SourceVariables:

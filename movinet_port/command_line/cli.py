@@ -314,9 +314,7 @@ def _convert_all(
     entries = [
         entry
         for entry in weights.catalogue()
-        if entry.container != "tflite"
-        and model in (None, entry.model.name)
-        and mode in (None, entry.model.mode)
+        if model in (None, entry.model.name) and mode in (None, entry.model.mode)
     ]
     outcomes = []
     with quiet(verbose), show_progress() as progress:

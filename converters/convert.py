@@ -172,6 +172,10 @@ def _convert_opened(
         "weights_sha256": weights_digest(state_dict),
     }
     made_for = published_input(recognition.spec.name)
+    if made_for is not None and found.size and set(found.size) != {made_for.size}:
+        # For another size of frames than what is published: how they are scaled is not known then.
+        side = max(found.size)
+        made_for = dataclasses.replace(made_for, size=side, resize=side)
     labels = found.labels if len(found.labels) == recognition.spec.num_classes else None
     checkpoint = Checkpoint(recognition.spec, state_dict, provenance, labels, made_for)
     return Conversion(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 import struct
@@ -16,11 +17,17 @@ from hub_server import Answer, HubServer
 
 from converters.convert import convert_source
 from converters.errors import ConversionError
+from converters.tflite.export import TARGETS, LiteRt
 from converters.tflite.network import LiteNetwork
 from converters.tflite.schema import read_lite_model
 from converters.tflite.verify import LiteStream
-from movinet_port.checkpoint import Checkpoint
+from movinet_port import optimize
+from movinet_port.checkpoint import Checkpoint, save
+from movinet_port.export import ClipShape, export_checkpoint
+from movinet_port.export.onnx_file import run_onnx
+from movinet_port.labels import read_labels
 from movinet_port.model import MoViNet
+from movinet_port.predict import load_predictor
 from movinet_port.wiring import wiring
 from parity import compare
 from parity.clips import random_clip
@@ -282,6 +289,52 @@ def test_the_trained_files_network_gives_its_logits() -> None:
     model = conversion.checkpoint.build()
     assert largest(frames_of(model, video), right) < 2e-5
     assert largest(frames_of(model.double(), video), right) < 1e-6
+
+
+@needs_trained
+@pytest.mark.parametrize("way", ["optimised", "onnx", "tflite"])
+def test_the_trained_network_is_the_same_in_every_form(way: str, tmp_path: Path) -> None:
+    checkpoint = convert_source(TRAINED / "kinetics_movinet_int8.tflite", verify=False).checkpoint
+    with np.load(TRAINED / "kinetics_movinet_int8.expected.npz") as found:
+        video, right = torch.from_numpy(found["video"][:, :3]), found["frame_logits"][:, :3]
+    shape = ClipShape(1, 1, *video.shape[2:4])
+    found = []
+    if way == "optimised":
+        network = optimize(checkpoint.build())
+        found = [network(clip.permute(0, 4, 1, 2, 3)) for clip in video.split(1, 1)]
+    elif way == "onnx":
+        pytest.importorskip("onnxruntime")
+        path = tmp_path / "x.onnx"
+        export_checkpoint(checkpoint, path, "onnx", shape, verify=False)
+        run, state = run_onnx(path), checkpoint.build().init_state(1, *video.shape[2:4])
+        for clip in video.split(1, 1):
+            logits, state = run(clip.permute(0, 4, 1, 2, 3).contiguous(), state)
+            found.append(logits)
+    else:
+        pytest.importorskip("ai_edge_litert")
+        path = tmp_path / "x.tflite"
+        export_checkpoint(checkpoint, path, "tflite", shape, verify=False, targets=TARGETS)
+        light = LiteRt(path)
+        found = [light(clip) for clip in video.split(1, 1)]
+    assert largest(torch.stack(found, 1).numpy(), right) < 2e-5
+
+
+@needs_trained
+def test_the_trained_network_knows_carving_ice(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    checkpoint = convert_source(TRAINED / "kinetics_movinet_int8.tflite", verify=False).checkpoint
+    labels = read_labels(TRAINED / "kinetics600_label_map.txt", 600)
+    weights = tmp_path / "trained.pt"
+    save(dataclasses.replace(checkpoint, labels=labels), weights)
+    prediction = load_predictor([weights]).predict(str(TRAINED / "carving_ice.mp4"))
+    best = int(prediction.probabilities.argmax())
+    assert labels[best] == "carving ice"
+    assert float(prediction.probabilities.max()) > 0.95
+
+
+def test_a_file_for_another_size_than_the_published_says_so() -> None:
+    conversion = convert_source(DATA / "lite_no_se.int8.tflite", verify=False)
+    assert conversion.facts["takes"] == "1 x 32 x 40 (frames, height, width)"
 
 
 # Parity ----------------------------------------------------------------------------------------

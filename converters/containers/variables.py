@@ -51,6 +51,7 @@ class SourceVariables:
         stated: field of `ModelSpec` -> (value, where the file says so).
         facts: what else the file says of itself, for people and the provenance.
         labels: the classes' names, if the file has them.
+        size: (height, width) of the frames that the file takes, if it takes one size only.
     """
 
     variables: Sequence[Variable]
@@ -59,3 +60,4 @@ class SourceVariables:
     stated: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    size: tuple[int, ...] = ()

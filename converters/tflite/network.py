@@ -250,7 +250,9 @@ class LiteNetwork:
             if f"{layer}.rezero.scale" not in self._scalars:
                 # A converter that folds it away leaves a factor of one.
                 variables.append(_variable(f"{layer}.rezero.scale", "", np.float64(1.0)))
-        return SourceVariables(variables, CANONICAL, layers, facts=self.facts())
+        return SourceVariables(
+            variables, CANONICAL, layers, facts=self.facts(), size=self.clip_shape[2:4]
+        )
 
     def _of_convolution(self, convolution: Convolution) -> list[Variable]:
         operation, prefix = convolution.operation, convolution.prefix
@@ -536,11 +538,22 @@ class LiteNetwork:
         """Return who wrote the file, how its numbers are stored, and what became of the norms."""
         facts = {
             "stored_as": self.quantised_as(),
+            "takes": " x ".join(map(str, self.clip_shape[1:4])) + " (frames, height, width)",
             "norms": "folded into the convolutions by the converter; they do nothing now",
         }
         if (version := _converter(self.model.metadata.get("CONVERSION_METADATA", b""))) is not None:
             facts["written_by"] = version
         return facts
+
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """(batch, frames, height, width, 3) of what the file takes; zeros if it does not say."""
+        for signature in self.model.signatures.values():
+            for name, index in signature.inputs.items():
+                shape = self.model.tensors[index].shape
+                if name == "image" and len(shape) == 5:
+                    return shape
+        return 0, 0, 0, 0, 0
 
     def is_rounded(self) -> bool:
         """Whether the network's float32 cannot hold every number that the file's stand for."""

@@ -62,12 +62,13 @@ SMALL_STREAMS: dict[str, Variation] = {
         {"conv_type": "3d", "positional_encoding": True},
         {**GATE, "activation": "hard_swish", "causal_padding": "same"},
     ),
-    "se-2d": ({"se_type": "2d"}, {**GATE, "se_type": "2d"}),
+    # That it is causal no variable says: its squeeze-excitation is as wide as a base network's.
+    "se-2d": ({"se_type": "2d"}, {**GATE, "se_type": "2d", "causal": True}),
     "se-2d-posenc": (
         {"se_type": "2d", "positional_encoding": True},
         {**GATE, "se_type": "2d"},
     ),
-    "se-3d": ({"se_type": "3d"}, GATE),
+    "se-3d": ({"se_type": "3d"}, {**GATE, "causal": True}),
     "se-none": ({"se_type": "none"}, {}),
     "relu6": ({"activation": "relu6"}, {**GATE, "activation": "relu6"}),
     "keras-gate": (

@@ -21,7 +21,7 @@ from converters.tflite.export import TARGETS, LiteRt
 from converters.tflite.network import LiteNetwork
 from converters.tflite.schema import read_lite_model
 from converters.tflite.verify import LiteStream
-from movinet_port import optimize
+from movinet_port import create_model, optimize
 from movinet_port.checkpoint import Checkpoint, save
 from movinet_port.export import ClipShape, export_checkpoint
 from movinet_port.export.onnx_file import run_onnx
@@ -332,9 +332,23 @@ def test_the_trained_network_knows_carving_ice(tmp_path: Path) -> None:
     assert float(prediction.probabilities.max()) > 0.95
 
 
-def test_a_file_for_another_size_than_the_published_says_so() -> None:
-    conversion = convert_source(DATA / "lite_no_se.int8.tflite", verify=False)
-    assert conversion.facts["takes"] == "1 x 32 x 40 (frames, height, width)"
+def test_a_published_network_for_another_size_is_fed_frames_of_that_size(tmp_path: Path) -> None:
+    pytest.importorskip("flatbuffers")
+    model, path = create_model("a0", "stream", 5), tmp_path / "x.tflite"
+    for size in (64, 172):
+        export_checkpoint(
+            Checkpoint(model.spec, model.state_dict()),
+            path,
+            "tflite",
+            ClipShape(1, 1, size, size),
+            verify=False,
+            targets=TARGETS,
+        )
+        conversion = convert_source(path, verify=False)
+        assert conversion.facts["takes"] == f"1 x {size} x {size} (frames, height, width)"
+        made_for = conversion.checkpoint.input
+        assert made_for is not None
+        assert (made_for.size, made_for.resize) == {64: (64, 64), 172: (172, 192)}[size]
 
 
 # Parity ----------------------------------------------------------------------------------------
